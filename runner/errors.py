@@ -1,0 +1,76 @@
+"""One tree of errors. Whoever catches ``RampCloudError`` at the front door has caught all that is expected.
+
+RampCloudError
+├── UsageError             the command was called wrongly                         exit code 2
+│   └── NoSuchSubmission   a name that the event does not have
+├── ConfigError            config.yml does not say something that can be done     exit code 2
+├── KitError               the kit, its data or its environment cannot be used
+├── EnvironmentNotBuilt    a conda environment could not be created or updated
+├── StoreError             the database cannot be reached, read or written
+└── WorkerError            one attempt failed for a reason of ours; it is repeated
+    ├── Interrupted        the machine or process that trained is gone
+    └── SubmissionUnusable the submission's folder cannot be run; not repeated, the participant is told
+"""
+
+
+class RampCloudError(Exception):
+    """An expected failure, told in two voices.
+
+    Args:
+        message: what a participant or organiser reads: what happened and what to do next.
+        detail: what only the organiser should see (paths, output of commands, host names).
+        fields: facts for the log, such as ``host`` or ``command``.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, detail: str = "", **fields: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.fields = fields
+
+    def for_organiser(self) -> str:
+        """Return message, detail and fields as one text of one or more lines."""
+        facts = ", ".join(f"{name}={value}" for name, value in self.fields.items())
+        return "\n".join(part for part in (self.message, self.detail, facts) if part)
+
+
+class UsageError(RampCloudError):
+    """A command was called with words that mean nothing here."""
+
+    exit_code = 2
+
+
+class NoSuchSubmission(UsageError):
+    """The event has no submission of that name."""
+
+
+class ConfigError(RampCloudError):
+    """The event's config.yml cannot be used; the message lists every problem found."""
+
+    exit_code = 2
+
+
+class KitError(RampCloudError):
+    """The kit, its data, or the environment that should run it cannot be used."""
+
+
+class EnvironmentNotBuilt(RampCloudError):
+    """conda could not create or update the kit's environment; nothing half-built is left."""
+
+
+class StoreError(RampCloudError):
+    """The event's database cannot be reached, read or written."""
+
+
+class WorkerError(RampCloudError):
+    """An attempt failed for a reason that is not the participant's; it is repeated within bounds."""
+
+
+class Interrupted(WorkerError):
+    """The process or machine that trained a submission is gone before it ended."""
+
+
+class SubmissionUnusable(WorkerError):
+    """The submission's folder cannot be run as it is (gone, links inside, too large); repeating would not help."""
