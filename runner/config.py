@@ -1,0 +1,272 @@
+"""An event's config.yml as frozen models. Read it with ``load_config``.
+
+The keys and their three sections (ramp, worker, dispatcher) are ramp-board's; the same keys may stand flat at the top
+level. How a file becomes these models, and how its problems are told, is in runner/config_file.py.
+"""
+
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
+ENTRY_POINT_GROUP = "ramp_cloud.workers"
+
+
+def _resolve(value: object, info: ValidationInfo) -> object:
+    """Make a path absolute: ``~`` is the home folder, a relative path starts at the deployment folder."""
+    if not isinstance(value, str):
+        return value
+    base: Path = (info.context or {}).get("deployment_dir", Path())
+    return Path(os.path.normpath(base / Path(value).expanduser()))
+
+
+FilePath = Annotated[Path, BeforeValidator(_resolve)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Seconds = Annotated[float, Field(gt=0, le=31 * 86400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RampSection(_Section):
+    """The ``ramp`` section: what the event is and where its files are."""
+
+    problem_name: Name = Field(description="The kit's name; names the default kit and data folders.")
+    event_name: Name = Field(description="The event's name; unique in its database.")
+    event_title: str = Field("", description="Title shown to people. Default: the event's name.")
+    event_is_public: bool = Field(
+        default=False, description="Kept for ramp-board's web server; it has no effect on running."
+    )
+    kit_dir: FilePath = Field(
+        Path(), description="The kit: problem.py, submissions/<sandbox_dir>. Default: `ramp-kits/<problem_name>`."
+    )
+    data_dir: FilePath = Field(
+        Path(), description="The folder that holds `data/`. Default: `ramp-data/<problem_name>`."
+    )
+    submissions_dir: FilePath = Field(
+        Path(), description="One folder per submission. Default: `events/<event_name>/submissions`."
+    )
+    sandbox_dir: Name = Field("starting_kit", description="Name of the submission that participants start from.")
+    predictions_dir: FilePath = Field(
+        Path(), description="Predictions and scores come here. Default: `events/<event_name>/predictions`."
+    )
+    logs_dir: FilePath = Field(
+        Path(), description="One log per submission comes here. Default: `events/<event_name>/logs`."
+    )
+
+
+class WorkerSection(_Section):
+    """Keys of the ``worker`` section that every worker has."""
+
+    worker_type: str = Field(
+        description="`local`, `conda`, `aws`, `dask`, or your own worker as `package.module:Class` or entry point name."
+    )
+    timeout: Seconds = Field(
+        DEFAULT_TIMEOUT, description="Time limit of one training in seconds; the submission is then killed (code 124)."
+    )
+
+
+class _ProcessSection(WorkerSection):
+    max_output_mb: float = Field(
+        5000, gt=0, allow_inf_nan=False, description="A submission that writes more (MB of 10⁶ bytes) is killed."
+    )
+    max_log_mb: float = Field(
+        20, ge=0.1, allow_inf_nan=False, description="A longer log (MB) loses its middle; head and tail are kept."
+    )
+
+
+class LocalSection(_ProcessSection):
+    """Keys of ``worker_type: local``: processes of this machine."""
+
+    worker_type: Literal["local"] = Field(description="Runs submissions as processes of this machine.")
+    python: FilePath | None = Field(
+        None, description="Python interpreter with the kit's packages. Default: the one that runs ramp-cloud."
+    )
+
+
+class CondaSection(_ProcessSection):
+    """Keys of ``worker_type: conda``: processes of this machine in a conda environment."""
+
+    worker_type: Literal["conda"] = Field(description="Runs submissions in a conda environment of this machine.")
+    conda_env: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        "base", description="Name of the conda environment."
+    )
+    environment: FilePath | None = Field(
+        None, description="Environment file. Default: the kit's environment.yml, then its ami_environment.yml."
+    )
+
+
+class AwsSection(WorkerSection):
+    """Keys of ``worker_type: aws`` as the predecessor knew them."""
+
+    worker_type: Literal["aws"] = Field(description="Runs each submission on an EC2 instance.")
+    access_key_id: str | None = Field(None, description="Key of the account. Default: boto3's own search.")
+    secret_access_key: str | None = Field(None, description="Secret of the key. Better not in this file.")
+    profile_name: str | None = Field(None, description="Named profile of boto3's config files.")
+    region_name: str = Field(description="Region, such as eu-west-1.")
+    ami_image_name: str = Field(description="Base name of the event's image; the newest is taken.")
+    ami_image_id: str | None = Field(None, description="One image by id, in place of the newest by name.")
+    ami_user_name: str = Field("ubuntu", description="Login user of the image.")
+    instance_type: str | list[str] = Field("t3.medium", description="Instance type, or several in order.")
+    use_spot_instance: bool = Field(default=False, description="Ask for spot instances.")
+    key_name: str | None = Field(None, description="Name of the EC2 key pair.")
+    security_group: str | None = Field(None, description="Security group of the instances.")
+    key_path: FilePath | None = Field(None, description="Private key file of the key pair.")
+    remote_ramp_kit_folder: str = Field(description="Folder of the kit on the image.")
+    memory_profiling: bool = Field(default=False, description="Run under memory_profiler and fetch mprof.dat.")
+
+
+class DaskSection(WorkerSection):
+    """Keys of ``worker_type: dask`` as the predecessor knew them."""
+
+    worker_type: Literal["dask"] = Field(description="Runs submissions on a Dask cluster.")
+    dask_scheduler: str = Field(description="Address of the scheduler: tcp://…, tls://… or `local`.")
+    conda_env: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Name of the conda environment on the workers."
+    )
+
+
+class OwnSection(WorkerSection):
+    """Keys of a worker of your own: those of every worker, and whatever else your class reads from its config."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    worker_type: str = Field(description="Your own worker: `package.module:Class`, or the name of an entry point.")
+
+
+class DispatcherSection(_Section):
+    """The ``dispatcher`` section: how many submissions at once, and what to do when none is left."""
+
+    hunger_policy: Literal["sleep", "exit"] | None = Field(
+        None, description="When no submission is left: `exit` ends; `sleep` and None keep waiting for new ones."
+    )
+    n_workers: int = Field(
+        -1, ge=-10_000, le=10_000, description="Submissions at once. -k means max(cores + 1 - k, 1). Default: every core."
+    )
+    n_threads: int | None = Field(
+        None, ge=1, le=10_000, description="Threads that each submission may use (OMP, MKL, OpenBLAS …). Default: as is."
+    )
+    time_between_collection: Seconds = Field(
+        1.0, description="Seconds between two looks at workers that cannot tell by themselves that they ended."
+    )
+
+    @field_validator("hunger_policy", mode="before")
+    @classmethod
+    def _none_as_word(cls, value: object) -> object:
+        # The predecessor's documentation writes None, which YAML reads as text.
+        return None if value == "None" else value
+
+    @field_validator("n_workers")
+    @classmethod
+    def _some_workers(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("with 0 workers nothing would run")
+        return value
+
+    def workers_on(self, cores: int) -> int:
+        """Return the number of submissions to run at once on a machine with that many cores."""
+        return self.n_workers if self.n_workers > 0 else max(cores + 1 + self.n_workers, 1)
+
+
+def _known_driver(value: str) -> str:
+    try:
+        url = make_url(value)
+    except ArgumentError as error:
+        raise ValueError("not a database URL") from error
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in {"sqlite", "postgresql+psycopg"}:
+        raise ValueError(f"the driver {url.drivername} is not supported")
+    return url.render_as_string(hide_password=False)
+
+
+class StoreSection(_Section):
+    """Keys beside the three sections: where the event's truth is kept."""
+
+    database: Annotated[str, AfterValidator(_known_driver)] = Field(
+        "sqlite:///ramp-cloud.db",
+        description="`sqlite:///file` or `postgresql+psycopg://user:password@host/name`. "
+        "Default: the file ramp-cloud.db in the deployment folder.",
+    )
+
+
+AnyWorkerSection = LocalSection | CondaSection | AwsSection | DaskSection | OwnSection
+
+WORKER_SECTIONS: dict[str, type[WorkerSection]] = {
+    "local": LocalSection,
+    "conda": CondaSection,
+    "aws": AwsSection,
+    "dask": DaskSection,
+}
+
+
+def worker_section(worker_type: object) -> type[WorkerSection] | None:
+    """Return the model of a worker type's keys, or None when no such type is known."""
+    if not isinstance(worker_type, str):
+        return None
+    if worker_type in WORKER_SECTIONS:
+        return WORKER_SECTIONS[worker_type]
+    module, colon, class_name = worker_type.partition(":")
+    if colon and all(part.isidentifier() for part in (*module.split("."), *class_name.split("."))):
+        return OwnSection
+    if any(entry_point.name == worker_type for entry_point in entry_points(group=ENTRY_POINT_GROUP)):
+        return OwnSection
+    return None
+
+
+class EventConfig(BaseModel):
+    """All that an event's config.yml says, with every default filled in and every path absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    deployment_dir: Path
+    ramp: RampSection
+    worker: AnyWorkerSection
+    dispatcher: DispatcherSection
+    store: StoreSection
+
+    @property
+    def event_name(self) -> str:
+        """The event's name."""
+        return self.ramp.event_name
+
+    @property
+    def database_url(self) -> URL:
+        """The database; a relative SQLite file starts at the deployment folder."""
+        url = make_url(self.store.database)
+        if url.drivername == "sqlite" and url.database:
+            url = url.set(database=str(self.deployment_dir / Path(url.database).expanduser()))
+        return url
+
+    def worker_config(self) -> dict[str, Any]:
+        """Return the dict that workers get as ``config``, with the predecessor's keys and text for paths."""
+        keys = {
+            **self.worker.model_dump(),
+            **self.ramp.model_dump(include={"kit_dir", "data_dir", "submissions_dir", "predictions_dir", "logs_dir"}),
+            **self.dispatcher.model_dump(include={"n_threads", "time_between_collection"}),
+            "event_name": self.event_name,
+            "deployment_dir": self.deployment_dir,
+        }
+        return {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+
+
+def load_config(path: str | Path, *, deployment_dir: str | Path | None = None) -> EventConfig:
+    """Read an event's config.yml.
+
+    Args:
+        path: the file.
+        deployment_dir: the folder that relative paths start at. Default: the file's own folder.
+
+    Raises:
+        ConfigError: with every problem of the file in one message.
+    """
+    from runner.config_file import read_event_config
+
+    return read_event_config(Path(path), None if deployment_dir is None else Path(deployment_dir))

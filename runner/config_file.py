@@ -1,0 +1,286 @@
+"""Turns a config.yml into the models of runner/config.py and collects all of its problems into one message."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from runner.config import (
+    WORKER_SECTIONS,
+    DispatcherSection,
+    EventConfig,
+    OwnSection,
+    RampSection,
+    StoreSection,
+    WorkerSection,
+    worker_section,
+)
+from runner.errors import ConfigError
+from runner.yaml_lines import KeyPath, YamlDocument, read_yaml
+
+SECTIONS = ("ramp", "worker", "dispatcher")
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Problem:
+    """One thing to mend in a config file."""
+
+    line: int
+    key: str
+    text: str
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """One config file on its way to the models: the values sorted into sections, and where each came from."""
+
+    document: YamlDocument
+    problems: list[Problem] = field(default_factory=list)
+    values: dict[str, dict[str, Any]] = field(default_factory=lambda: {name: {} for name in (*SECTIONS, "store")})
+    origins: dict[tuple[str, str], KeyPath] = field(default_factory=dict)
+
+    def add_problem(self, key_path: KeyPath, text: str) -> None:
+        self.problems.append(
+            Problem(line=self.document.line_of(key_path), key=".".join(str(part) for part in key_path), text=text)
+        )
+
+    def put(self, section: str, key: str, value: object, key_path: KeyPath) -> None:
+        other = self.origins.get((section, key))
+        if other is not None:
+            first = self.document.line_of(other)
+            self.add_problem(key_path, f"stands in the file twice (also on line {first}); keep one")
+            return
+        self.origins[section, key] = key_path
+        self.values[section][key] = value
+
+
+def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
+    """Read and check the file; see ``runner.config.load_config``."""
+    document = read_yaml(path)
+    deployment = Path(os.path.abspath(deployment_dir or path.parent))
+    reading = _Reading(document=document)
+    for key_path, line in document.duplicates.items():
+        key = ".".join(map(str, key_path))
+        reading.problems.append(Problem(line=line, key=key, text="stands in the file twice; keep one"))
+    model = _worker_model(reading)
+    _sort_into_sections(reading, model)
+    models: dict[str, type[BaseModel]] = {
+        "ramp": RampSection,
+        "worker": model or WorkerSection,
+        "dispatcher": DispatcherSection,
+        "store": StoreSection,
+    }
+    checked = {name: _check(reading, name, models[name], deployment) for name in models}
+    if reading.problems:
+        raise _as_error(path, reading.problems)
+    ramp = checked["ramp"]
+    assert isinstance(ramp, RampSection)
+    return EventConfig.model_construct(
+        **{**checked, "ramp": _with_default_folders(ramp, deployment)},
+        path=Path(os.path.abspath(path)),
+        deployment_dir=deployment,
+    )
+
+
+def allowed_values(info: FieldInfo) -> str:
+    """Return in words what a key takes, such as "a whole number ≥ 1"."""
+    return _allowed(info.annotation, info.metadata)
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_allowed(argument, metadata) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(f"`{argument}`" for argument in arguments)
+    if hasattr(annotation, "__metadata__"):
+        return _allowed(arguments[0], _flat([*annotation.__metadata__, *metadata]))
+    bounds = " and".join(filter(None, (_bound(item) for item in _flat(metadata))))
+    if origin is list:
+        return f"a list of {_allowed(arguments[0], [])}"
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return "a path"
+    words = {bool: "true or false", int: f"a whole number{bounds}", float: f"a number{bounds}", NoneType: "nothing"}
+    if annotation in words:
+        return words[annotation]
+    if any(getattr(item, "pattern", None) for item in _flat(metadata)):
+        return "a name of letters, digits, `_`, `.` and `-`"
+    return "text"
+
+
+def _flat(metadata: list[Any]) -> list[Any]:
+    """Open up the FieldInfos that ``Annotated[..., Field(...)]`` leaves inside a field's metadata."""
+    flat: list[Any] = []
+    for item in metadata:
+        flat += _flat(item.metadata) if isinstance(item, FieldInfo) else [item]
+    return flat
+
+
+def _bound(item: Any) -> str:
+    if isinstance(item, Ge):
+        return f" ≥ {item.ge}"
+    if isinstance(item, Gt):
+        return f" > {item.gt}"
+    if isinstance(item, Le):
+        return f" ≤ {item.le}"
+    return " (not empty)" if isinstance(item, MinLen) else ""
+
+
+def _worker_model(reading: _Reading) -> type[WorkerSection] | None:
+    """Find the model of the worker's keys, which decides what else may stand in the file."""
+    data = reading.document.data
+    section = data.get("worker")
+    in_section = isinstance(section, Mapping) and "worker_type" in section
+    key_path: KeyPath = ("worker", "worker_type") if in_section else ("worker_type",)
+    worker_type = section["worker_type"] if isinstance(section, Mapping) and in_section else data.get("worker_type")
+    if worker_type is None:
+        text = f"is missing or empty; set it to one of {', '.join(WORKER_SECTIONS)} or package.module:Class"
+        reading.add_problem(key_path, text)
+        return None
+    model = worker_section(worker_type)
+    if model is None:
+        near = _nearest(str(worker_type), WORKER_SECTIONS)
+        text = f"{worker_type!r} is no worker; allowed: {', '.join(WORKER_SECTIONS)}, package.module:Class{near}"
+        reading.add_problem(key_path, text)
+    return model
+
+
+def _homes(model: type[WorkerSection] | None) -> dict[str, str]:
+    """Return the section of every key that may stand in the file."""
+    workers = [model] if model else list(WORKER_SECTIONS.values())
+    homes = {key: "store" for key in StoreSection.model_fields}
+    homes |= {key: "dispatcher" for key in DispatcherSection.model_fields}
+    homes |= {key: "worker" for worker in workers for key in worker.model_fields}
+    return homes | {key: "ramp" for key in RampSection.model_fields}
+
+
+def _sort_into_sections(reading: _Reading, model: type[WorkerSection] | None) -> None:
+    homes = _homes(model)
+    for key, value in reading.document.data.items():
+        if key in SECTIONS:
+            if isinstance(value, Mapping):
+                for inner, inner_value in value.items():
+                    _place(reading, (key, inner), inner_value, homes, model)
+            elif value is not None:
+                reading.add_problem((key,), f"is a section: write its keys under it, indented; found {value!r}")
+        else:
+            _place(reading, (key,), value, homes, model)
+
+
+def _place(
+    reading: _Reading, key_path: KeyPath, value: object, homes: dict[str, str], model: type[WorkerSection] | None
+) -> None:
+    key = str(key_path[-1])
+    written_in = str(key_path[0]) if len(key_path) == 2 else None
+    home = homes.get(key)
+    if home is None and model is OwnSection:
+        # The keys of somebody's own worker are not known here; one that is nearly ours is a slip of the pen.
+        if written_in == "worker" or (written_in is None and not _nearest(key, homes, cutoff=0.8)):
+            home = "worker"
+    if home is None:
+        _refuse_key(reading, key_path, homes)
+    elif written_in is not None and written_in != home:
+        where = "at the top level" if home == "store" else f"in the section {home}"
+        reading.add_problem(key_path, f"belongs {where}; move it there")
+    else:
+        reading.put(home, key, _expand(reading, key_path, value), key_path)
+
+
+def _refuse_key(reading: _Reading, key_path: KeyPath, homes: dict[str, str]) -> None:
+    key = str(key_path[-1])
+    owners = [name for name, section in WORKER_SECTIONS.items() if key in section.model_fields]
+    if owners:
+        reading.add_problem(key_path, f"is a key of worker_type {' and '.join(owners)} only; remove it")
+        return
+    known = [name for name, home in homes.items() if len(key_path) == 1 or home == key_path[0]]
+    if len(key_path) == 1:
+        known += SECTIONS
+    hint = _nearest(key, known) or _nearest(key, homes) or f"; allowed: {', '.join(sorted(known))}"
+    reading.add_problem(key_path, f"is not a known key{hint}")
+
+
+def _nearest(word: str, known: Any, cutoff: float = 0.6) -> str:
+    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _expand(reading: _Reading, key_path: KeyPath, value: object) -> object:
+    """Replace ``${NAME}`` in texts, those in lists and mappings included, by the environment variable."""
+    if isinstance(value, list):
+        return [_expand(reading, (*key_path, position), item) for position, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: _expand(reading, (*key_path, key), item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            reading.add_problem(key_path, f"names the environment variable {name!r}, which is not set; export it")
+        return os.environ.get(name, "")
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _check(reading: _Reading, section: str, model: type[BaseModel], deployment: Path) -> BaseModel | None:
+    try:
+        return model.model_validate(reading.values[section], context={"deployment_dir": deployment})
+    except ValidationError as error:
+        for key, text in _explain(error, model):
+            if key == "worker_type":
+                continue  # said already, with the names of the workers
+            prefix: KeyPath = (section,) if (section,) in reading.document.lines else ()
+            reading.add_problem(reading.origins.get((section, key), (*prefix, key)), text)
+    except OSError as error:
+        reading.add_problem((section,), f"holds a path that cannot be used: {error.strerror}")
+    except RuntimeError as error:
+        reading.add_problem((section,), f"holds a path that cannot be used: {error}; write it without ~")
+    return None
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for detail in error.errors(include_url=False, include_context=False):
+        key = str(detail["loc"][0])
+        if key in seen:
+            continue  # one sentence per key, even if each arm of a union refused it
+        seen.add(key)
+        field_info = model.model_fields.get(key)
+        if detail["type"] == "missing":
+            words = allowed_values(field_info) if field_info else "a value"
+            yield key, f"is missing; set it to {words}"
+        else:
+            found = "nothing" if detail["input"] is None else repr(detail["input"])[:80]
+            if key in {"database", "secret_access_key", "access_key_id"}:
+                found = "what it holds"  # never repeat a secret in a message
+            reason = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else ""
+            words = allowed_values(field_info) if field_info else "something else"
+            yield key, f"cannot be {found}{': ' + reason if reason else ''}; allowed: {words}"
+
+
+def _with_default_folders(ramp: RampSection, deployment: Path) -> RampSection:
+    event = deployment / "events" / ramp.event_name
+    defaults: dict[str, Any] = {
+        "event_title": ramp.event_name,
+        "kit_dir": deployment / "ramp-kits" / ramp.problem_name,
+        "data_dir": deployment / "ramp-data" / ramp.problem_name,
+        "submissions_dir": event / "submissions",
+        "predictions_dir": event / "predictions",
+        "logs_dir": event / "logs",
+    }
+    return ramp.model_copy(update={key: value for key, value in defaults.items() if key not in ramp.model_fields_set})
+
+
+def _as_error(path: Path, problems: list[Problem]) -> ConfigError:
+    lines = [f"{path}:{problem.line}: {problem.key}: {problem.text}" for problem in sorted(set(problems))]
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return ConfigError("\n".join([f"{count} in {path}; mend and run again:", *lines]))
