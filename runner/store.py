@@ -1,0 +1,428 @@
+"""The event's truth: which submissions there are, who runs them, how every attempt ended, what it scored.
+
+SQLite in WAL mode by default, PostgreSQL by URL. Every method is one short transaction and may be called from any
+thread; StoreError means that nothing of it has happened.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, ColumnElement, Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from runner.database import Database
+from runner.errors import NoSuchSubmission, StoreError, UsageError
+from runner.migrate import bring_up_to_date
+from runner.records import Attempt, DispatcherRecord, Outcome, Score, SubmissionRecord
+from runner.retry import Decision
+from runner.schema import ATTEMPTS, DISPATCHERS, EVENTS, SCORES, SUBMISSIONS
+from runner.states import FINAL, Cause, State, sources_of
+
+MAX_TEXT = 100_000  # characters kept of a message or detail; the log has the rest
+
+
+def utc_now() -> datetime:
+    """Return the present moment."""
+    return datetime.now(UTC)
+
+
+class Store:
+    """The store of one event. Make it with ``Store.open``.
+
+    Args:
+        database: with its tables in place.
+        event_id: row of the event.
+        clock: the present moment, UTC.
+    """
+
+    def __init__(self, database: Database, event_id: int, *, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._event_id = event_id
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls,
+        url: URL,
+        *,
+        event_name: str,
+        submissions_dir: str,
+        clock: Callable[[], datetime] = utc_now,
+        patience: float = 60.0,
+    ) -> "Store":
+        """Connect, bring the tables up to date and register the event.
+
+        Raises:
+            StoreError: the database cannot be reached or was written by a newer version of ramp-cloud, or it has an
+                event of this name with another submissions folder, which still exists.
+        """
+        database = Database(url, patience=patience)
+        try:
+            bring_up_to_date(database)
+            event_id = database.write(lambda connection: _register(connection, event_name, submissions_dir, clock()))
+        except BaseException:
+            database.close()
+            raise
+        return cls(database, event_id, clock=clock)
+
+    def close(self) -> None:
+        """Let go of the database. A method that waits for it gives up. May be called twice."""
+        self._database.close()
+
+    # -- dispatchers ---------------------------------------------------------------------------------------------
+
+    def begin_dispatcher(self, *, host: str, pid: int, process_started: float) -> str:
+        """Note that a dispatcher starts, and return its id."""
+        row = {
+            "id": uuid.uuid4().hex,
+            "event_id": self._event_id,
+            "host": host,
+            "pid": pid,
+            "process_started": process_started,
+            "started": self._clock(),
+            "heartbeat": self._clock(),
+        }
+        self._database.write(lambda connection: connection.execute(insert(DISPATCHERS).values(row)))
+        return str(row["id"])
+
+    def heartbeat(self, dispatcher: str) -> None:
+        """Note that a dispatcher is alive."""
+        statement = update(DISPATCHERS).where(DISPATCHERS.c.id == dispatcher).values(heartbeat=self._clock())
+        self._database.write(lambda connection: connection.execute(statement))
+
+    def end_dispatcher(self, dispatcher: str) -> None:
+        """Note that a dispatcher ended. What it left open may be adopted at once."""
+        statement = update(DISPATCHERS).where(DISPATCHERS.c.id == dispatcher).values(ended=self._clock())
+        self._database.write(lambda connection: connection.execute(statement))
+
+    def open_dispatchers(self) -> list[DispatcherRecord]:
+        """Return this event's dispatchers that have not ended by their own word, alive or dead."""
+        columns = [DISPATCHERS.c[name] for name in ("id", "host", "pid", "process_started", "heartbeat")]
+        statement = select(*columns).where(DISPATCHERS.c.event_id == self._event_id, DISPATCHERS.c.ended.is_(None))
+        return [DispatcherRecord(**row) for row in self._rows(statement)]
+
+    def adopt(self, heir: str, *, alive: Iterable[str]) -> list[Attempt]:
+        """Take over every open attempt that no living dispatcher has, and return them.
+
+        Args:
+            heir: the dispatcher that takes them.
+            alive: ids of the dispatchers that live, the heir included.
+        """
+        mine = select(SUBMISSIONS.c.id).where(SUBMISSIONS.c.event_id == self._event_id).scalar_subquery()
+        orphaned = and_(
+            ATTEMPTS.c.submission_id.in_(mine), ATTEMPTS.c.ended.is_(None), ATTEMPTS.c.dispatcher_id.not_in(list(alive))
+        )
+        taking = update(ATTEMPTS).where(orphaned).values(dispatcher_id=heir).returning(ATTEMPTS.c.run)
+
+        def take(connection: Connection) -> list[Attempt]:
+            runs = list(connection.execute(taking).scalars())
+            return _attempts(connection, ATTEMPTS.c.run.in_(runs)) if runs else []
+
+        return self._database.write(take)
+
+    def live_runs(self) -> list[Attempt]:
+        """Return every attempt of the event that has not ended, whoever owns it."""
+        open_ones = and_(SUBMISSIONS.c.event_id == self._event_id, ATTEMPTS.c.ended.is_(None))
+        return self._database.read(lambda connection: _attempts(connection, open_ones))
+
+    # -- submissions ---------------------------------------------------------------------------------------------
+
+    def enrol(self, names: Sequence[str]) -> list[str]:
+        """Add submissions in state new; return those that were not there before, in the order given."""
+        known = select(SUBMISSIONS.c.name).where(SUBMISSIONS.c.event_id == self._event_id)
+
+        def add(connection: Connection) -> list[str]:
+            present = set(connection.execute(known).scalars())
+            added = [name for name in dict.fromkeys(names) if name not in present]
+            row = {"event_id": self._event_id, "state": State.NEW, "submitted": self._clock()}
+            if added:
+                connection.execute(insert(SUBMISSIONS), [{**row, "name": name} for name in added])
+            return added
+
+        try:
+            return self._database.write(add)
+        except IntegrityError:
+            return self._database.write(add)  # another dispatcher enrolled one of them in between; see what is left
+
+    def claim(self, dispatcher: str, *, worker: str, time_limit: float | None) -> Attempt | None:
+        """Take the submission that waits longest, or None when none is due.
+
+        The claim is one UPDATE, so of any number of dispatchers exactly one gets a submission.
+        """
+        now = self._clock()
+        run = uuid.uuid4().hex
+        due = or_(SUBMISSIONS.c.not_before.is_(None), SUBMISSIONS.c.not_before <= now)
+        first = (
+            select(SUBMISSIONS.c.id)
+            .where(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.NEW, due)
+            .order_by(SUBMISSIONS.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # PostgreSQL: pass over what another dispatcher is taking just now
+            .scalar_subquery()
+        )
+        taking = (
+            update(SUBMISSIONS)
+            .where(SUBMISSIONS.c.id == first, SUBMISSIONS.c.state == State.NEW)
+            .values(state=State.SENT_TO_TRAINING, run=run, attempts=SUBMISSIONS.c.attempts + 1, not_before=None)
+            .returning(SUBMISSIONS.c.id, SUBMISSIONS.c.attempts)
+        )
+
+        def take(connection: Connection) -> Attempt | None:
+            row = connection.execute(taking).one_or_none()
+            if row is None:
+                return None
+            attempt = {"run": run, "submission_id": row.id, "number": row.attempts, "dispatcher_id": dispatcher}
+            values = {**attempt, "worker": worker, "time_limit": time_limit, "started": now}
+            connection.execute(insert(ATTEMPTS).values(values))
+            return _attempts(connection, ATTEMPTS.c.run == run)[0]
+
+        # Looking first spares a writing transaction every time that nothing waits.
+        return self._database.write(take) if self._database.read(lambda c: c.execute(select(first)).scalar()) else None
+
+    def next_due(self) -> datetime | None:
+        """Return when the next submission that waits out a back-off may be claimed; None when none waits."""
+        waiting = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.NEW)
+        statement = select(func.min(SUBMISSIONS.c.not_before)).where(waiting)
+        return self._database.read(lambda connection: connection.execute(statement).scalar())
+
+    def count_open(self) -> int:
+        """Return the number of submissions that are not in a final state."""
+        is_open = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state.not_in(FINAL))
+        statement = select(func.count()).select_from(SUBMISSIONS).where(is_open)
+        return self._database.read(lambda connection: int(connection.execute(statement).scalar_one()))
+
+    def request_cancel(self, name: str) -> State:
+        """Cancel a submission that waits, or ask for the end of one that runs; return its state now.
+
+        Raises:
+            NoSuchSubmission: the event has none of that name.
+            UsageError: it has ended already.
+        """
+        this = self._this(name)
+        waiting = update(SUBMISSIONS).where(this, SUBMISSIONS.c.state == State.NEW).values(state=State.CANCELLED)
+        running = update(SUBMISSIONS).where(this).values(cancel_requested=True)
+
+        def cancel(connection: Connection) -> State:
+            if connection.execute(waiting).rowcount:
+                return State.CANCELLED
+            state = self._state(connection, name)
+            if state.is_final:
+                raise UsageError(f"submission {name!r} has ended ({state}); there is nothing to cancel")
+            connection.execute(running)
+            return state
+
+        return self._database.write(cancel)
+
+    def cancel_requests(self, dispatcher: str) -> set[str]:
+        """Return the runs of a dispatcher that somebody asked to end."""
+        statement = (
+            select(ATTEMPTS.c.run)
+            .join(SUBMISSIONS, SUBMISSIONS.c.run == ATTEMPTS.c.run)
+            .where(
+                ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None), SUBMISSIONS.c.cancel_requested
+            )
+        )
+        return self._database.read(lambda connection: set(connection.execute(statement).scalars()))
+
+    def rerun(self, name: str) -> None:
+        """Put a submission that ended back to new, with all of its attempts to come.
+
+        Raises:
+            NoSuchSubmission: the event has none of that name.
+            UsageError: it has not ended.
+        """
+        fresh = {"state": State.NEW, "failures": 0, "not_before": None, "cancel_requested": False}
+        statement = update(SUBMISSIONS).where(self._this(name), SUBMISSIONS.c.state.in_(FINAL)).values(fresh)
+
+        def put_back(connection: Connection) -> None:
+            if not connection.execute(statement).rowcount:
+                state = self._state(connection, name)
+                raise UsageError(f"submission {name!r} has not ended ({state}); cancel it first or wait")
+
+        self._database.write(put_back)
+
+    # -- one attempt ---------------------------------------------------------------------------------------------
+
+    def save_handle(self, dispatcher: str, run: str, handle: Mapping[str, Any] | None) -> bool:
+        """Keep what a worker needs to find its training again; False when the attempt is no longer ours."""
+        kept = None if handle is None else json.loads(json.dumps(dict(handle)))
+        statement = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(handle=kept)
+        return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
+
+    def mark(self, dispatcher: str, run: str, state: State) -> bool:
+        """Move the submission of a running attempt to training or tested; False when the attempt is no longer ours."""
+        launched = {"launched": func.coalesce(ATTEMPTS.c.launched, self._clock())} if state is State.TRAINING else {}
+        touched = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values({"run": run, **launched})
+        moved = (
+            update(SUBMISSIONS)
+            .where(SUBMISSIONS.c.run == run, SUBMISSIONS.c.state.in_(sources_of(state)))
+            .values(state=state)
+        )
+
+        def move(connection: Connection) -> bool:
+            if connection.execute(touched).rowcount != 1:
+                return False
+            connection.execute(moved)
+            return True
+
+        return self._database.write(move)
+
+    def finish(
+        self,
+        dispatcher: str,
+        run: str,
+        outcome: Outcome,
+        *,
+        decide: Callable[[int], Decision],
+        scores: Sequence[Score] = (),
+        counts: bool = True,
+    ) -> State | None:
+        """End an attempt: its outcome, its scores and the submission's next state, all or nothing.
+
+        Args:
+            decide: gets the number of attempts that failed for our reasons (this one included) and says what becomes
+                of the submission.
+            scores: kept only together with the outcome.
+            counts: whether a failure of ours counts; one that came before the training started does not.
+
+        Returns:
+            The submission's new state; None when the attempt is no longer ours, and then nothing was written.
+        """
+        ending = {
+            "ended": self._clock(),
+            "cause": outcome.cause,
+            "returncode": outcome.returncode,
+            "cpu_seconds": outcome.cpu_seconds,
+            "peak_memory_mb": outcome.peak_memory_mb,
+            "message": _storable(outcome.message),
+            "detail": _storable(outcome.detail),
+        }
+        ended = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(ending)
+        current = select(SUBMISSIONS.c.failures, SUBMISSIONS.c.cancel_requested).where(SUBMISSIONS.c.run == run)
+        rows = [
+            {"run": run, "fold": score.fold, "step": score.step, "name": score.name, "value": score.value}
+            for score in scores
+        ]
+
+        def end(connection: Connection) -> State | None:
+            if connection.execute(ended).rowcount != 1:
+                return None
+            row = connection.execute(current).one()
+            failures = row.failures + (1 if outcome.cause.is_ours and counts else 0)
+            decision = decide(failures)
+            state = State.CANCELLED if row.cancel_requested and decision.state is State.NEW else decision.state
+            values = {"state": state, "failures": failures, "not_before": decision.not_before, "cancel_requested": False}
+            connection.execute(update(SUBMISSIONS).where(SUBMISSIONS.c.run == run).values(values))
+            if rows:
+                connection.execute(insert(SCORES), rows)
+            return state
+
+        return self._database.write(end)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def submissions(self) -> list[SubmissionRecord]:
+        """Return every submission with its newest attempt, in the order in which they came."""
+        newest = [ATTEMPTS.c[name] for name in ("cause", "worker", "started", "ended", "cpu_seconds", "peak_memory_mb")]
+        texts = [ATTEMPTS.c.time_limit, func.coalesce(ATTEMPTS.c.message, "").label("message")]
+        own = [SUBMISSIONS.c[name] for name in ("name", "state", "submitted", "attempts", "run")]
+        statement = (
+            select(*own, *newest, *texts, func.coalesce(ATTEMPTS.c.detail, "").label("detail"))
+            .outerjoin(ATTEMPTS, ATTEMPTS.c.run == SUBMISSIONS.c.run)
+            .where(SUBMISSIONS.c.event_id == self._event_id)
+            .order_by(SUBMISSIONS.c.id)
+        )
+        return [
+            SubmissionRecord(**{**row, "state": State(row["state"]), "cause": Cause(row["cause"]) if row["cause"] else None})
+            for row in self._rows(statement)
+        ]
+
+    def scores(self) -> dict[str, list[Score]]:
+        """Return the scores of every scored submission by its name, in the order in which ramp-test wrote them."""
+        columns = [SCORES.c[name] for name in ("fold", "step", "name", "value")]
+        scored = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.SCORED)
+        statement = (
+            select(SUBMISSIONS.c.name.label("submission"), *columns)
+            .join(SCORES, SCORES.c.run == SUBMISSIONS.c.run)
+            .where(scored)
+            .order_by(SCORES.c.id)
+        )
+        found: dict[str, list[Score]] = {}
+        for row in self._rows(statement):
+            found.setdefault(row.pop("submission"), []).append(Score(**row))
+        return found
+
+    def kit(self, key: str) -> dict[str, Any] | None:
+        """Return the facts about the kit that were kept under this key, or None."""
+        statement = select(EVENTS.c.kit).where(EVENTS.c.id == self._event_id, EVENTS.c.kit_key == key)
+        return self._database.read(lambda connection: connection.execute(statement).scalar())
+
+    def newest_kit(self) -> dict[str, Any] | None:
+        """Return the facts about the kit that were kept last, or None before the first run."""
+        statement = select(EVENTS.c.kit).where(EVENTS.c.id == self._event_id)
+        return self._database.read(lambda connection: connection.execute(statement).scalar())
+
+    def save_kit(self, key: str, kit: Mapping[str, Any]) -> None:
+        """Keep facts about the kit under a key."""
+        statement = update(EVENTS).where(EVENTS.c.id == self._event_id).values(kit_key=key, kit=dict(kit))
+        self._database.write(lambda connection: connection.execute(statement))
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _this(self, name: str) -> ColumnElement[bool]:
+        return and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.name == name)
+
+    @staticmethod
+    def _mine(dispatcher: str, run: str) -> tuple[ColumnElement[bool], ...]:
+        # The fence: a dispatcher that was taken for dead can wake up, but it can no longer write.
+        return ATTEMPTS.c.run == run, ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None)
+
+    def _state(self, connection: Connection, name: str) -> State:
+        state = connection.execute(select(SUBMISSIONS.c.state).where(self._this(name))).scalar()
+        if state is None:
+            raise NoSuchSubmission(f"the event has no submission {name!r}; `./inv status` lists them")
+        return State(state)
+
+    def _rows(self, statement: Any) -> list[dict[str, Any]]:
+        return self._database.read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+
+
+def _register(connection: Connection, name: str, submissions_dir: str, now: datetime) -> int:
+    row = connection.execute(select(EVENTS.c.id, EVENTS.c.submissions_dir).where(EVENTS.c.name == name)).one_or_none()
+    if row is None:
+        values = {"name": name, "submissions_dir": submissions_dir, "created": now}
+        return int(connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one())
+    if row.submissions_dir != submissions_dir:
+        if Path(row.submissions_dir).is_dir():
+            raise StoreError(
+                f"the database has an event {name!r} whose submissions are in {row.submissions_dir}, not in "
+                f"{submissions_dir}; give this event another event_name or another database"
+            )
+        # The folder was moved as a whole; the event moves with it.
+        connection.execute(update(EVENTS).where(EVENTS.c.id == row.id).values(submissions_dir=submissions_dir))
+    return int(row.id)
+
+
+def _attempts(connection: Connection, condition: ColumnElement[bool]) -> list[Attempt]:
+    names = ("run", "submission_id", "number", "handle", "time_limit", "started", "launched")
+    statement = (
+        select(*(ATTEMPTS.c[name] for name in names), SUBMISSIONS.c.name, SUBMISSIONS.c.state)
+        .join(SUBMISSIONS, SUBMISSIONS.c.id == ATTEMPTS.c.submission_id)
+        .where(condition)
+        .order_by(ATTEMPTS.c.started)
+    )
+    rows: Sequence[Row[Any]] = connection.execute(statement).all()
+    return [Attempt(**{**row._asdict(), "state": State(row.state)}) for row in rows]
+
+
+def _storable(text: str) -> str:
+    """Make a text from a log fit for any database: no NUL, no half of a character, not endless."""
+    text = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out, the log has them …]\n{text[-half:]}"
