@@ -1,0 +1,39 @@
+"""Run by the kit's own Python: imports problem.py and writes down what it says. Needs nothing of ramp-cloud.
+
+    python kit_probe.py KIT_FOLDER ANSWER_FILE
+"""
+
+import json
+import platform
+import sys
+
+
+def main():
+    """Write the kit's facts to the answer file."""
+    from importlib.metadata import version
+
+    from rampwf.utils.testing import assert_read_problem
+
+    problem = assert_read_problem(sys.argv[1])
+    scores = [
+        {
+            "name": str(score.name),
+            "precision": int(score.precision),
+            "lower_is_better": bool(score.is_lower_the_better),
+        }
+        for score in problem.score_types
+    ]
+    if not scores:
+        raise ValueError("problem.py: score_types is empty; name at least one score")
+    facts = {
+        "title": str(getattr(problem, "problem_title", "")),
+        "scores": scores,
+        "python": platform.python_version(),
+        "ramp_workflow": version("ramp-workflow"),
+    }
+    with open(sys.argv[2], "w") as file:
+        json.dump(facts, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Runs one training to its end whatever becomes of the dispatcher. Started as a process of its own, one per attempt.
+
+    python supervise.py RUN_FOLDER
+
+It enforces the time limit, keeps the log and the output within bounds, ends every process that the training started,
+and writes how it went to RUN_FOLDER/outcome.json in one step. It needs nothing but the standard library (and psutil
+when a training leaves processes behind), so that it starts in a few hundredths of a second.
+"""
+
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+PID_FILE = "pid"
+SPEC_FILE = "spec.json"
+OUTCOME_FILE = "outcome.json"
+_CHUNK = 1 << 16
+_TICK = 1.0  # seconds between two looks at how much the training wrote
+_LAST_WORDS = 3.0  # seconds for ending what the training left behind
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class BoundedLog:
+    """A log file that keeps the first and the last half of what it may hold. The first half is written as it comes."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file = file
+        self._half = limit // 2
+        self._head = 0
+        self._tail: collections.deque[bytes] = collections.deque()
+        self._tail_size = 0
+        self.cut = 0  # bytes left out
+        self.lost = ""  # why the log could not be written, if so
+
+    def write(self, data: bytes) -> None:
+        """Take what the training printed."""
+        head, rest = data[: self._half - self._head], data[self._half - self._head :]
+        if head:
+            self._head += len(head)
+            self._put(head)
+        if rest:
+            self._tail.append(rest)
+            self._tail_size += len(rest)
+            while self._tail_size - len(self._tail[0]) >= self._half:
+                gone = self._tail.popleft()
+                self._tail_size -= len(gone)
+                self.cut += len(gone)
+
+    def end(self, last_words: str) -> None:
+        """Write what was kept of the end, then a last line of our own."""
+        if self.cut:
+            self._put(f"\n[ramp-cloud: {self.cut} bytes of the log are left out here; see max_log_mb]\n".encode())
+        for part in self._tail:
+            self._put(part)
+        if last_words:
+            self._put(f"\n[ramp-cloud: {last_words}]\n".encode())
+        self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:  # a full disk must not end the training, nor its accounting
+            self.lost = str(error)
+
+
+class Supervisor:
+    """One training under watch. ``spec`` has command, cwd, env, log, timeout, output, max_output, max_log, nice."""
+
+    def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._log = BoundedLog(Path(spec["log"]).open("wb", buffering=0), int(spec["max_log"]))
+        self._selector = selectors.DefaultSelector()
+        self._ending = ""  # why we ended the training, if we did
+        self._children: dict[int, int] = {}  # pid -> wait status, of every process that we reaped
+        self._cpu_seconds = 0.0
+        self._peak_bytes = 0
+
+    def run(self) -> None:
+        """Start the training, watch it, write how it ended."""
+        started = time.time()
+        kills_before = _oom_kills()
+        woken, waker = os.pipe()
+        for descriptor in (woken, waker):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._end("stopped"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _adopt_orphans()
+        try:
+            process = self._start()
+        except OSError as error:
+            self._log.end(f"the training could not be started: {error}")
+            _write_json(self._folder / OUTCOME_FILE, {"not_started": str(error)})
+            return
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        self._selector.register(process.stdout, selectors.EVENT_READ)
+        self._selector.register(woken, selectors.EVENT_READ)
+        self._watch(process, woken)
+        self._end_leftovers()
+        self._drain(process.stdout.fileno(), time.monotonic() + _LAST_WORDS)
+        self._log.end(self._last_words())
+        status = self._children.get(process.pid)
+        process.returncode = 0  # reaped by us, so that Popen does not look for it
+        _write_json(
+            self._folder / OUTCOME_FILE,
+            {
+                "returncode": None if status is None else os.waitstatus_to_exitcode(status),
+                "ending": self._ending,
+                "started": started,
+                "ended": time.time(),
+                "cpu_seconds": round(self._cpu_seconds, 3),
+                "peak_memory_bytes": self._peak_bytes,
+                "log_cut_bytes": self._log.cut,
+                "log_lost": self._log.lost,
+                "oom_kills": _oom_kills() - kills_before,
+            },
+        )
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        spec = self._spec
+        max_output = int(spec["max_output"])
+
+        def prepare() -> None:
+            os.nice(int(spec["nice"]))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            wanted = max_output if hard == resource.RLIM_INFINITY else min(max_output, hard)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (wanted, wanted))
+
+        return subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+            spec["command"],
+            cwd=spec["cwd"],
+            env=spec["env"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509, RUF100 - this process has one thread
+        )
+
+    def _watch(self, process: "subprocess.Popen[bytes]", woken: int) -> None:
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+        deadline = time.monotonic() + float(self._spec["timeout"])
+        next_look = time.monotonic() + _TICK
+        while process.pid not in self._children:
+            now = time.monotonic()
+            if now >= deadline:
+                self._end("timeout")
+            if now >= next_look:
+                next_look = now + _TICK
+                if _size_of(Path(self._spec["output"]), int(self._spec["max_output"])) > int(self._spec["max_output"]):
+                    self._end("output")
+            if self._ending:
+                self._kill(process.pid)
+            for key, _ in self._selector.select(max(min(deadline, next_look) - time.monotonic(), 0.01)):
+                if key.fd == woken:
+                    _empty(woken)
+                else:
+                    self._read(output)
+            self._reap()
+
+    def _end(self, reason: str) -> None:
+        self._ending = self._ending or reason
+
+    def _kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        self._kill_descendants()
+
+    def _end_leftovers(self) -> None:
+        """End what the training left behind: as their adopter we see every process that lost its parent."""
+        give_up = time.monotonic() + _LAST_WORDS
+        while self._reap() and time.monotonic() < give_up:
+            self._kill_descendants()
+            self._selector.select(0.05)
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, int):
+                    _empty(key.fileobj)
+                else:
+                    self._read(key.fd)
+
+    def _kill_descendants(self) -> None:
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                child.kill()
+
+    def _reap(self) -> bool:
+        """Collect every child that ended; return whether any is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self._children[pid] = status
+            self._cpu_seconds += usage.ru_utime + usage.ru_stime
+            # Linux counts in KiB, macOS in bytes.
+            self._peak_bytes = max(self._peak_bytes, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+    def _read(self, descriptor: int) -> bool:
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            self._log.write(data)
+        else:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
+        return bool(data)
+
+    def _drain(self, descriptor: int, give_up: float) -> None:
+        while time.monotonic() < give_up and self._read(descriptor):
+            pass
+
+    def _last_words(self) -> str:
+        if self._ending == "timeout":
+            return f"killed at the time limit of {self._spec['timeout']:g} s"
+        if self._ending == "output":
+            return f"killed because it wrote more than {self._spec['max_output'] / 1e6:g} MB (max_output_mb)"
+        return "stopped by the dispatcher" if self._ending else ""
+
+
+def _adopt_orphans() -> None:
+    """Ask Linux to make us the parent of every descendant that loses its own, so that none can slip away."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory, 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines() if sys.platform == "linux" else []:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _size_of(folder: Path, enough: int) -> int:
+    """Return the bytes in a folder; stops counting when there are more than enough."""
+    total = 0
+    stack = [str(folder)]
+    while stack and total <= enough:
+        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def _empty(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while os.read(descriptor, _CHUNK):
+            pass
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def main() -> None:
+    """Supervise the training that the run folder describes."""
+    folder = Path(sys.argv[1])
+    try:
+        # Whoever gives a run up renames its folder first, so a supervisor that starts too late stops here.
+        descriptor = os.open(folder / PID_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(str(os.getpid()))
+    Supervisor(folder, json.loads((folder / SPEC_FILE).read_text())).run()
+
+
+if __name__ == "__main__":
+    main()

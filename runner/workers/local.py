@@ -1,0 +1,345 @@
+"""``worker_type: local``: each submission is a process of this machine, in a private copy of its folder."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+
+from runner import supervise
+from runner.errors import Interrupted, WorkerError
+from runner.kit import check_folders, find_ramp_test
+from runner.processes import RUN_VARIABLE, has_argument, host_id, is_same, kill_all, processes_of_run, started_at, wait_for_end
+from runner.states import Cause
+from runner.traceback_text import traceback_in_log
+from runner.transfer import copy_output, copy_submission
+from runner.workers.base import TIMEOUT_CODE, BaseWorker, Usage, log_file
+
+MEGABYTE = 1_000_000
+_NICENESS = 5  # the dispatcher stays responsive while every core trains
+_THREAD_VARIABLES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "BLIS", "VECLIB_MAXIMUM", "RAYON", "NUMBA")
+_SECRET_WORDS = ("SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+_GRACE = 60.0  # seconds after which a run folder that nobody knows is taken for left over
+
+
+class LocalWorker(BaseWorker):
+    """Runs ``ramp-test`` under a supervisor process that outlives the dispatcher.
+
+    The submission is copied to ``events/<event>/runs/<run>/`` and trained there, so that whatever it does to its folder,
+    the participant's files stay as they were sent, and training_output never stands beside them.
+    """
+
+    needs_kit: ClassVar[bool] = True
+
+    def __init__(self, config: dict[str, Any], submission: str) -> None:
+        super().__init__(config, submission)
+        self._folder = Path()
+        self._pid = 0
+        self._process_started = 0.0
+        self._outcome: dict[str, Any] = {}
+        self._wake_read, self._wake_write = -1, -1
+
+    # -- once per event ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare_event(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Check the kit's folders and find ramp-test; see the contract."""
+        check_folders(config)
+        python = config.get("python") or sys.executable
+        return {**config, "python": str(python), "ramp_test": str(find_ramp_test(Path(python)))}
+
+    @classmethod
+    def sweep(cls, config: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> list[str]:
+        """End processes and remove folders of runs that no live attempt has; see the contract."""
+        known = {state.get("folder") for state in live}
+        swept = []
+        for folder in _run_folders(config):
+            with contextlib.suppress(FileNotFoundError):
+                if str(folder) not in known and time.time() - folder.stat().st_mtime > _GRACE:
+                    _release(folder)
+                    swept.append(f"run {folder.name}, left over on this machine")
+        return swept
+
+    # -- once per attempt ----------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Copy the submission to its run folder and write down what the supervisor is to do."""
+        self._folder = runs_folder(self.config) / self.run
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)  # half of a setup that a crash cut short
+            self._folder.mkdir(parents=True, mode=0o700)
+            copy_submission(Path(self.config["submissions_dir"]) / self.submission, self._copy)
+            log = log_file(self.config, self.submission)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            spec = {
+                "command": self.command(),
+                "cwd": self.config["kit_dir"],
+                "env": self.environment(),
+                "log": str(log),
+                "timeout": self.timeout,
+                "output": str(self._copy.parent),
+                "max_output": self.config["max_output_mb"] * MEGABYTE,
+                "max_log": self.config["max_log_mb"] * MEGABYTE,
+                "nice": _NICENESS,
+            }
+            with os.fdopen(os.open(self._folder / supervise.SPEC_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                json.dump(spec, file)
+        except OSError as error:
+            raise WorkerError(
+                "the submission could not be prepared for training; it will be tried again", detail=str(error)
+            ) from error
+        super().setup()
+
+    def command(self) -> list[str]:
+        """Return what runs the submission, as an argument list."""
+        return [
+            self.config["ramp_test"],
+            f"--submission={self.submission}",
+            f"--ramp-kit-dir={self.config['kit_dir']}",
+            f"--ramp-data-dir={self.config['data_dir']}",
+            f"--ramp-submission-dir={self._copy.parent}",
+            "--save-output",
+            "--ignore-warning",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the training: ours without secrets, with the kit's Python first on PATH."""
+        kept = {name: value for name, value in os.environ.items() if not _is_private(name)}
+        folder = str(Path(self.config["ramp_test"]).parent)
+        kept["PATH"] = os.pathsep.join([folder, kept.get("PATH", os.defpath)])
+        # The log is a file: no colours, and every line at once.
+        kept |= {RUN_VARIABLE: self.run, "PYTHONUNBUFFERED": "1", "TERM": "dumb"}
+        threads = self.config.get("n_threads")
+        if threads:
+            kept |= {f"{name}_NUM_THREADS": str(threads) for name in _THREAD_VARIABLES}
+        return kept
+
+    def launch_submission(self) -> None:
+        """Start the supervisor in a session of its own."""
+        command = [sys.executable, supervise.__file__, str(self._folder)]
+        try:
+            process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=self._folder,
+            )
+        except OSError as error:
+            raise WorkerError(
+                "the training could not be started; it will be tried again", detail=str(error), command=command
+            ) from error
+        self._own_child = process
+        self._pid = process.pid
+        self._process_started = started_at(process.pid) or time.time()
+        super().launch_submission()
+
+    def _is_submission_finished(self) -> bool:
+        return not self._supervisor_lives() and self._read_outcome()
+
+    def _is_submission_interrupted(self) -> bool:
+        return not self._supervisor_lives() and not self._read_outcome()
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until the supervisor has ended; the system tells, nothing is polled on Linux."""
+        if self._wake_read < 0:
+            self._wake_read, self._wake_write = os.pipe()
+        if self._woken.is_set():
+            return
+        wait_for_end(self._pid, timeout, self._wake_read)
+        self.poll()
+
+    def wake(self) -> None:
+        """Make ``wait`` return; it does not wait again."""
+        super().wake()
+        if self._wake_write >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._wake_write, b"!")
+
+    def collect_results(self) -> tuple[int, str]:
+        """Copy predictions to predictions_dir in one step and return (return code, traceback part of the log)."""
+        super().collect_results()
+        if not self._read_outcome():
+            raise Interrupted("the training's process is gone and left no result; it will be tried again")
+        if "not_started" in self._outcome:
+            raise WorkerError(
+                "the training could not be started; it will be tried again", detail=self._outcome["not_started"]
+            )
+        if self._outcome["ending"] == "stopped" or self._outcome["returncode"] is None:
+            raise Interrupted("the training was stopped from outside; it will be tried again")
+        code = self._returncode()
+        log = log_file(self.config, self.submission)
+        predictions = Path(self.config["predictions_dir"]) / self.submission
+        try:
+            message = traceback_in_log(log) if code else ""
+            copy_output(self._copy / "training_output" if code == 0 else None, predictions, mark=self.run)
+        except OSError as error:
+            raise WorkerError(
+                "the results could not be collected; the submission will be tried again", detail=str(error)
+            ) from error
+        self.status = "collected"
+        return code, "\n".join(part for part in (message, self._verdict()) if part)
+
+    def usage(self) -> Usage:
+        """Tell CPU seconds, peak memory, and the cause where the supervisor knows it better than the return code."""
+        outcome = self._outcome
+        cause = None
+        if outcome.get("ending") == "timeout":
+            cause = Cause.TIMEOUT
+        elif outcome.get("returncode") == -9 and outcome.get("oom_kills"):
+            cause = Cause.OUT_OF_MEMORY
+        elif outcome.get("returncode"):
+            cause = Cause.SUBMISSION_ERROR
+        return Usage(
+            cause=cause,
+            cpu_seconds=outcome.get("cpu_seconds"),
+            peak_memory_mb=round(outcome.get("peak_memory_bytes", 0) / MEGABYTE, 1) or None,
+            detail=f"the log could not be written: {outcome['log_lost']}" if outcome.get("log_lost") else "",
+        )
+
+    def teardown(self) -> None:
+        """End what still runs and remove the run folder."""
+        if self._folder != Path():
+            _release(self._folder)
+        process = getattr(self, "_own_child", None)
+        if process is not None:
+            process.wait()  # it is gone; this takes its exit status so that no zombie stays
+        for descriptor in (self._wake_read, self._wake_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._wake_read = self._wake_write = -1
+        super().teardown()
+
+    def folds_done(self) -> int | None:
+        """Count the folds that ramp-test has scored so far."""
+        return sum(1 for _ in (self._copy / "training_output").glob("fold_*/scores.csv"))
+
+    # -- finding a training again --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return host, run folder and, once launched, pid and start time of the supervisor."""
+        return {
+            "host": host_id(),
+            "folder": str(self._folder),
+            "pid": self._pid,
+            "process_started": self._process_started,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Find the supervisor by pid and start time, or what it left; see the contract."""
+        if state["host"] != host_id():
+            raise Interrupted(
+                "the machine that trained the submission is away; it will be tried again", host=state["host"]
+            )
+        self._folder = Path(state["folder"])
+        self._pid, self._process_started = int(state["pid"]), float(state["process_started"])
+        if not self._pid and not (self._folder / supervise.OUTCOME_FILE).exists():
+            self._find_supervisor()
+        if not self._supervisor_lives() and not self._read_outcome():
+            raise Interrupted("the training's process is gone and left no result; it will be tried again")
+        self.status = "running"
+
+    def _find_supervisor(self) -> None:
+        """The dispatcher died between starting the supervisor and storing its pid: the supervisor wrote it down."""
+        written = self._folder / supervise.PID_FILE
+        pid = _read_pid(written)
+        if pid is None or not has_argument(pid, str(self._folder)):
+            # It never came that far; _release makes sure that it will not, should it only be late.
+            raise Interrupted("the training was not started before the dispatcher ended; it will be tried again")
+        self._pid, self._process_started = pid, started_at(pid) or 0.0
+
+    def _supervisor_lives(self) -> bool:
+        return self._pid > 0 and is_same(self._pid, self._process_started)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _copy(self) -> Path:
+        return self._folder / "submissions" / self.submission
+
+    def _read_outcome(self) -> bool:
+        if not self._outcome:
+            with contextlib.suppress(FileNotFoundError):
+                self._outcome = json.loads((self._folder / supervise.OUTCOME_FILE).read_text())
+        return bool(self._outcome)
+
+    def _returncode(self) -> int:
+        if self._outcome["ending"] == "timeout":
+            return TIMEOUT_CODE
+        code = int(self._outcome["returncode"])
+        if self._outcome["ending"] == "output" and code == 0:
+            return 1
+        return 128 - code if code < 0 else code  # a signal, as shells show it
+
+    def _verdict(self) -> str:
+        """Say what the log cannot: that we or the kernel ended the training."""
+        if self._outcome["ending"] == "timeout":
+            return f"The training was killed at its time limit of {self.timeout:g} s."
+        if self._outcome["ending"] == "output":
+            return f"The training was killed because it wrote more than {self.config['max_output_mb']:g} MB."
+        if self._outcome["returncode"] == -9 and self._outcome["oom_kills"]:
+            return "The training was killed because the machine ran out of memory; use less, or ask for more."
+        if self._outcome["returncode"] < 0:
+            return f"The training was killed by signal {-self._outcome['returncode']}."
+        return ""
+
+
+def runs_folder(config: Mapping[str, Any]) -> Path:
+    """Return the folder of an event's runs on this machine."""
+    return Path(config["deployment_dir"]) / "events" / config["event_name"] / "runs"
+
+
+def _is_private(name: str) -> bool:
+    """Whether an environment variable may hold what participants must not see."""
+    upper = name.upper()
+    return upper.startswith(("AWS_", "PULUMI_", "PG")) or any(word in upper for word in _SECRET_WORDS)
+
+
+def _run_folders(config: Mapping[str, Any]) -> list[Path]:
+    try:
+        return [path for path in runs_folder(config).iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _release(folder: Path) -> None:
+    """End a run and remove its folder. "Already gone" is success."""
+    given_up = folder.with_name(folder.name + ".over")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(given_up)  # from here on a supervisor that is only now starting finds no folder, and stops
+    pid = _read_pid(given_up / supervise.PID_FILE)
+    run = folder.name.removesuffix(".over")
+    ended = (given_up / supervise.OUTCOME_FILE).exists()
+    if pid is not None and has_argument(pid, str(folder)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kill_all([psutil.Process(pid)])
+        ended = False
+    if pid is not None and not ended:
+        # The supervisor did not end in its own way, so what it watched may have outlived it.
+        kill_all(processes_of_run(run))
+    shutil.rmtree(given_up, ignore_errors=True)
+    if given_up.exists():
+        _remove_stubborn(given_up)
+
+
+def _remove_stubborn(folder: Path) -> None:
+    """Remove a tree whose folders a submission made read-only."""
+    for parent, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            Path(parent).chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
