@@ -1,0 +1,157 @@
+"""What people see: tables, the live view of a running event, plain lines when nobody watches. The only place that prints."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from runner.kit import Kit
+from runner.life import Life
+from runner.records import Outcome
+from runner.scores import Row
+from runner.states import State
+
+_COLOURS = {
+    State.SCORED: "green",
+    State.TRAINING: "cyan",
+    State.TESTED: "cyan",
+    State.SENT_TO_TRAINING: "cyan",
+    State.TRAINING_ERROR: "red",
+    State.CHECKING_ERROR: "bold red",
+    State.CANCELLED: "yellow",
+}
+_REFRESH = 2  # times a second
+
+
+def printer() -> Console:
+    """Return a console on standard output; lines keep their full width when nobody watches."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    return console
+
+
+class PlainView:
+    """One line per change, for logs and CI."""
+
+    def moved(self, name: str, state: State, outcome: Outcome | None) -> None:
+        """Print the change; see ``runner.life.Listener``."""
+        reason = f" ({outcome.cause})" if outcome and outcome.cause not in ("ok", "submission_error") else ""
+        last = _last_line(outcome.message) if outcome and outcome.message else ""
+        time = datetime.now().astimezone().strftime("%H:%M:%S")
+        print(f"{time} {name}: {state}{reason}{': ' + last if last else ''}", flush=True)
+
+
+class LiveView:
+    """A table that is redrawn while the event runs: what trains now, and how many are in which state.
+
+    Args:
+        lives: the attempts under way.
+        count: submissions by state, from the store.
+    """
+
+    def __init__(self, lives: Callable[[], Sequence[Life]]) -> None:
+        self._lives = lives
+        self._states: dict[str, State] = {}
+        self._lock = threading.Lock()
+
+    def moved(self, name: str, state: State, outcome: Outcome | None) -> None:  # noqa: ARG002, RUF100 - Listener's signature
+        """Note the change; see ``runner.life.Listener``."""
+        with self._lock:
+            self._states[name] = state
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the table until the block ends."""
+        with Live(get_renderable=self._table, console=printer(), refresh_per_second=_REFRESH, transient=True):
+            yield
+
+    def _table(self) -> Table:
+        with self._lock:
+            states = list(self._states.values())
+        counts = {state: states.count(state) for state in State if state in states}
+        title = "   ".join(f"{state}: {count}" for state, count in counts.items())
+        table = Table("submission", "attempt", "folds", "elapsed", "limit", box=box.SIMPLE, title=title or None)
+        for life in self._lives():
+            folds, seconds = life.worker.folds_done(), life.training_seconds
+            table.add_row(
+                Text(life.attempt.name),
+                str(life.attempt.number),
+                "" if folds is None else str(folds),
+                "setting up" if seconds is None else f"{seconds:.0f} s",
+                f"{life.worker.timeout:g} s",
+            )
+        return table
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """Print the object of ``status --json`` as a table."""
+    console = printer()
+    table = Table("submission", "state", "cause", "attempts", "seconds", "CPU s", "MB", "message", box=box.SIMPLE)
+    for row in status["submissions"]:
+        state = State(row["state"])
+        table.add_row(
+            Text(row["name"]),
+            Text(state.value, style=_COLOURS.get(state, "")),
+            row["cause"] or "",
+            str(row["attempts"]),
+            _number(row["seconds"], 1),
+            _number(row["cpu_seconds"], 1),
+            _number(row["peak_memory_mb"], 0),
+            Text(_last_line(row["message"] or ""), overflow="ellipsis", no_wrap=True),
+        )
+    console.print(f"Event {status['event']}: {status['state']}", markup=False)
+    console.print(table if status["submissions"] else "No submissions yet; put folders into submissions_dir.")
+
+
+def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None:
+    """Print the leaderboard, the official score first, rounded as the kit says."""
+    console = printer()
+    if not rows:
+        console.print("No submission is scored yet.")
+        return
+    table = Table("rank", "submission", box=box.SIMPLE)
+    scores = list(kit.scores) if kit else []
+    for score in scores:
+        for title in ("bagged valid", "bagged test", "train", "valid", "test"):
+            official = score is scores[0] and title == f"bagged {step}"
+            table.add_column(f"{score.name}\n{title}", justify="right", style="bold" if official else "")
+    table.add_column("train\nseconds", justify="right")
+    for row in rows:
+        cells = [
+            _number(row.scores[kind].get(which, {}).get(score.name), score.precision)
+            for score in scores
+            for kind, which in (
+                ("bagged", "valid"), ("bagged", "test"), ("mean", "train"), ("mean", "valid"), ("mean", "test")
+            )
+        ]
+        seconds = _number(row.scores["mean"].get("train", {}).get("time"), 1)
+        table.add_row("-" if row.rank is None else str(row.rank), Text(row.name), *cells, seconds)
+    console.print(table)
+    if kit:
+        better = "lower" if kit.scores[0].lower_is_better else "higher"
+        console.print(f"Ranked by {kit.scores[0].name}, bagged {step} ({better} is better); the other columns are means.")
+    else:
+        console.print("Not ranked: problem.py could not be read, so the official score is not known.")
+
+
+def complain(message: str) -> None:
+    """Print a message on standard error, as it is."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

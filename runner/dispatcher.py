@@ -1,0 +1,293 @@
+"""Runs an event: takes submissions from the store, gives each a life of its own, and sees to what others left behind.
+
+One thread (the caller's) decides; one thread per running submission works. The dispatcher sleeps until something rings:
+a life that ended, a new folder, a signal; and it looks at the store once a second for what other processes asked.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from runner.config import EventConfig
+from runner.errors import KitError, RampCloudError, StoreError
+from runner.inbox import Inbox
+from runner.kit import Kit
+from runner.life import End, Life, Listener
+from runner.processes import host_id, is_same, started_at
+from runner.records import Attempt
+from runner.retry import RetryPolicy
+from runner.states import State
+from runner.store import Store, utc_now
+from runner.workers.base import BaseWorker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """How often the dispatcher looks, and how long it waits, in seconds."""
+
+    tick: float = 1.0  # store: cancel requests, what another process submitted
+    heartbeat: float = 10.0
+    dead_after: float = 60.0  # silence after which a dispatcher of another host is taken for dead
+    reconcile: float = 60.0
+    margin: float = 900.0  # beyond the time limit: for setup and collection together
+    hang: float = 30.0  # for a life that was asked to end
+    stop: float = 4.0  # for all lives together when the dispatcher stops
+
+
+@dataclass(kw_only=True)
+class _Next:
+    """When each thing is due again, by the monotonic clock; 0 is at once."""
+
+    heartbeat: float = 0.0
+    reconcile: float = 0.0
+    scan: float = 0.0
+
+
+class Dispatcher:
+    """Runs the submissions of one event until none is left, or until ``stop``.
+
+    Args:
+        config: the event.
+        worker: class of its workers; ``worker_config`` is what ``worker.prepare_event`` returned.
+        store: the event's truth.
+        read_kit: reads problem.py, in a thread; a KitError that it raises stops the event when the worker needs the kit.
+        listener: is told what happens.
+        policy, clock, rhythm: for tests and for platforms that are slower than this one.
+    """
+
+    def __init__(
+        self,
+        config: EventConfig,
+        *,
+        worker: type[BaseWorker],
+        worker_config: dict[str, Any],
+        store: Store,
+        read_kit: Callable[[], Kit | None],
+        listener: Listener,
+        policy: RetryPolicy | None = None,
+        clock: Callable[[], datetime] = utc_now,
+        rhythm: Rhythm | None = None,
+    ) -> None:
+        self._config = config
+        self._worker = worker
+        self._worker_config = worker_config
+        self._store = store
+        self._read_kit = read_kit
+        self._listener = listener
+        self._policy = policy or RetryPolicy()
+        self._clock = clock
+        self._rhythm = rhythm or Rhythm()
+        self._inbox = Inbox(config.ramp.submissions_dir)
+        self._kit: Future[Kit | None] = Future()
+        self._id = ""
+        self._lives: dict[str, Life] = {}
+        # A SimpleQueue can be rung from a signal handler; an Event cannot, its lock might be held by the same thread.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopping = False
+        self._next = _Next()
+        self._arriving = True  # whether the inbox may hold something that is not enrolled yet
+        self._give_up: dict[str, float] = {}  # when a life that was asked to end is given up, by run
+        self.n_workers = config.dispatcher.workers_on(os.cpu_count() or 1)
+
+    # -- from outside --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until no submission is left (hunger_policy exit) or until ``stop``.
+
+        Raises:
+            KitError: the kit cannot be read; what ran was put back to new.
+            StoreError: the store could not be reached when the dispatcher started.
+        """
+        pid = os.getpid()
+        self._id = self._store.begin_dispatcher(host=host_id(), pid=pid, process_started=started_at(pid) or 0.0)
+        watching = threading.Event()
+        threading.Thread(target=self._learn_kit, name="kit", daemon=True).start()
+        try:
+            self._inbox.watch(self._ring_for_inbox, watching)
+            while not self._stopping and not self._is_done():
+                self._sleep(self._guarded_step())
+        finally:
+            watching.set()
+            self._shut_down()
+        if self._worker.needs_kit and self._kit.done() and (error := self._kit.exception()):
+            raise error
+
+    def stop(self) -> None:
+        """End what runs, put it back to new, and let ``run`` return. May be called from a signal handler."""
+        self._stopping = True
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the dispatcher. Callable from any thread and from a signal handler."""
+        self._bell.put(None)
+
+    def lives(self) -> list[Life]:
+        """Return the attempts that are under way."""
+        return list(self._lives.values())
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def step(self) -> float:
+        """Reconcile, enrol, claim and launch, steer; return the seconds until something may be due again."""
+        now = time.monotonic()
+        if now >= self._next.reconcile:
+            self._reconcile()
+            self._next.reconcile = now + self._rhythm.reconcile
+        if now >= self._next.heartbeat:
+            self._store.heartbeat(self._id)
+            self._next.heartbeat = now + self._rhythm.heartbeat
+        if now >= self._next.scan:
+            self._enrol(now)
+        self._release()
+        self._launch()
+        self._steer(now)
+        return max(min(self._rhythm.tick, self._next.scan - now), 0.0)
+
+    def _reconcile(self) -> None:
+        """Adopt what dead dispatchers left, and sweep what no live attempt has."""
+        for attempt in self._store.adopt(self._id, alive=self._other_living()):
+            if attempt.run not in self._lives:
+                logger.info("found %s again, attempt %d", attempt.name, attempt.number)
+                self._begin(attempt)
+        live = [attempt.handle for attempt in self._store.live_runs() if attempt.handle]
+        try:
+            swept = self._worker.sweep(self._worker_config, live)
+        except (RampCloudError, OSError) as error:
+            logger.warning("the sweep failed and will be tried again: %s", error)
+        else:
+            for what in swept:
+                logger.warning("swept: %s", what)
+
+    def _other_living(self) -> list[str]:
+        dead_since = self._clock() - timedelta(seconds=self._rhythm.dead_after)
+        here = host_id()
+        living = []
+        for other in self._store.open_dispatchers():
+            if other.id == self._id:
+                continue
+            if other.host == here:
+                alive = is_same(other.pid, other.process_started)
+            else:
+                alive = other.heartbeat > dead_since
+            if alive:
+                living.append(other.id)
+            else:
+                self._store.end_dispatcher(other.id)
+        return living
+
+    def _enrol(self, now: float) -> None:
+        # Set before the scan, so that what arrives during it rings for another one.
+        self._next.scan = now + self._rhythm.reconcile
+        names, wait = self._inbox.scan()
+        for name in self._store.enrol(names) if names else []:
+            self._listener.moved(name, State.NEW, None)
+        self._arriving = wait is not None
+        if wait is not None:
+            self._next.scan = now + wait
+
+    def _release(self) -> None:
+        for run, life in self._lives.copy().items():
+            if life.is_over:
+                del self._lives[run]
+                self._give_up.pop(run, None)
+
+    def _launch(self) -> None:
+        while len(self._lives) < self.n_workers and not self._kit_is_broken():
+            worker_type = self._config.worker.worker_type
+            attempt = self._store.claim(self._id, worker=worker_type, time_limit=self._config.worker.timeout)
+            if attempt is None:
+                return
+            self._begin(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        worker = self._worker(dict(self._worker_config), attempt.name)
+        worker.run = attempt.run
+        life = Life(
+            attempt,
+            worker,
+            store=self._store,
+            dispatcher=self._id,
+            policy=self._policy,
+            kit=self._kit,
+            clock=self._clock,
+            listener=self._listener,
+            ended=self.ring,
+        )
+        self._lives[attempt.run] = life
+        life.start()
+
+    def _steer(self, now: float) -> None:
+        """Pass on what was asked from outside, and end what takes too long."""
+        asked = self._store.cancel_requests(self._id) if self._lives else set()
+        for run, life in self._lives.copy().items():
+            if run in asked:
+                life.end(End.CANCEL)
+            if life.seconds > life.worker.timeout + self._rhythm.margin:
+                life.end(End.EXPIRED)
+            if life.ending and now >= self._give_up.setdefault(run, now + self._rhythm.hang):
+                logger.error("%r does not end; its slot is given to another submission", life.worker)
+                del self._lives[run]
+                life.abandon()
+
+    def _is_done(self) -> bool:
+        if self._kit_is_broken():
+            return True
+        if self._config.dispatcher.hunger_policy != "exit" or self._lives or self._arriving:
+            return False
+        return self._store.count_open() == 0
+
+    def _guarded_step(self) -> float:
+        try:
+            return self.step()
+        except StoreError as error:
+            logger.warning("%s; the event goes on when it answers", error.message)
+            return self._rhythm.tick
+
+    def _sleep(self, seconds: float) -> None:
+        try:
+            self._bell.get(timeout=seconds)
+            while True:
+                self._bell.get_nowait()
+        except queue.Empty:
+            return
+
+    def _ring_for_inbox(self) -> None:
+        self._arriving = True
+        self._next.scan = 0.0
+        self.ring()
+
+    def _kit_is_broken(self) -> bool:
+        return self._worker.needs_kit and self._kit.done() and self._kit.exception() is not None
+
+    def _learn_kit(self) -> None:
+        try:
+            self._kit.set_result(self._read_kit())
+        except KitError as error:
+            if not self._worker.needs_kit:
+                logger.warning("the leaderboard cannot rank: %s", error.message)
+            self._kit.set_exception(error)
+        finally:
+            if not self._kit.done():  # a defect of ours must not leave lives waiting for an answer
+                self._kit.set_exception(KitError("problem.py could not be read; please report this"))
+            self.ring()
+
+    def _shut_down(self) -> None:
+        give_up = time.monotonic() + self._rhythm.stop
+        for life in self.lives():
+            life.end(End.STOP)
+        for life in self.lives():
+            if not life.join(max(give_up - time.monotonic(), 0.0)):
+                logger.warning("%s is left for the next start; its worker does not end", life.attempt.name)
+        try:
+            self._store.end_dispatcher(self._id)
+        except StoreError as error:
+            logger.warning("the end could not be written down: %s", error.message)

@@ -1,0 +1,321 @@
+"""One attempt at one submission, from setup to teardown, in a thread of its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from runner.errors import Interrupted, RampCloudError, StoreError, SubmissionUnusable, WorkerError
+from runner.kit import Kit
+from runner.records import Attempt, Outcome, Score
+from runner.retry import Decision, RetryPolicy
+from runner.scores import ScoresUnreadable, read_scores
+from runner.states import Cause, State
+from runner.store import Store
+from runner.workers.base import TIMEOUT_CODE, BaseWorker, WorkerState
+
+logger = logging.getLogger(__name__)
+_FETCH_FAILED = 2  # the predecessor's code for results that could not be fetched
+_GRACE = 15.0  # seconds that a worker has for enforcing the time limit by itself before we do
+_STORE_PAUSE = 5.0  # seconds between two tries to write a result down
+
+
+class Listener(Protocol):
+    """Is told what happens. Called from many threads."""
+
+    def moved(self, name: str, state: State, outcome: Outcome | None) -> None:
+        """Note that a submission came to a state; with an outcome at the end of an attempt."""
+
+
+class End(Enum):
+    """Why a life is ended before its training is."""
+
+    STOP = "the dispatcher stops"
+    CANCEL = "the organiser cancelled"
+    EXPIRED = "the attempt took longer than its limits allow"
+
+
+class Lost(Exception):
+    """The attempt belongs to another dispatcher by now, which took us for dead; nothing of it may be touched."""
+
+
+class Life:
+    """Runs an attempt. ``start`` returns at once; ``ended`` rings when all is written down.
+
+    Args:
+        attempt: what was claimed or adopted.
+        worker: made for this submission; nothing was called on it.
+        store: where every step is written down.
+        dispatcher: id of the owner.
+        policy: what follows a failure.
+        kit: facts about the kit; a training is not blamed on its participant while the kit itself may be broken.
+        clock: the present moment, UTC.
+        listener: is told of every state.
+        ended: called once, from the life's thread, at its very end.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        worker: BaseWorker,
+        *,
+        store: Store,
+        dispatcher: str,
+        policy: RetryPolicy,
+        kit: "Future[Kit | None]",
+        clock: Callable[[], datetime],
+        listener: Listener,
+        ended: Callable[[], None],
+    ) -> None:
+        self.attempt = attempt
+        self.worker = worker
+        self._begun = time.monotonic()
+        self._store = store
+        self._dispatcher = dispatcher
+        self._policy = policy
+        self._kit = kit
+        self._clock = clock
+        self._listener = listener
+        self._ended = ended
+        self._end: End | None = None
+        self._leave = threading.Event()
+        self._over = threading.Event()
+        self._training_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"life-{attempt.run[:8]}", daemon=True)
+
+    def start(self) -> None:
+        """Begin in a thread of its own."""
+        self._thread.start()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread; return whether it is over."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def end(self, why: End) -> None:
+        """Ask the life to end soon; the first reason counts. Called by the dispatcher's thread."""
+        self._end = self._end or why
+        if why is End.STOP:
+            self._leave.set()
+        self.worker.wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the thread has come to its end."""
+        return self._over.is_set()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the life began, setup included."""
+        return time.monotonic() - self._begun
+
+    @property
+    def ending(self) -> End | None:
+        """Why the life was asked to end, if it was."""
+        return self._end
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds since the training started, None before."""
+        return None if self._training_since is None else time.monotonic() - self._training_since
+
+    def abandon(self) -> None:
+        """Write a life off whose thread hangs in a worker: end the attempt, so that its late words count for nothing."""
+        outcome = Outcome(
+            cause=Cause.INFRA_ERROR,
+            message="the worker did not answer within the time limit and its margin; the submission will be tried again",
+            detail=f"{self.worker!r} hangs; its thread was given up",
+        )
+        self._finish(outcome, [])
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._live()
+        except Lost:
+            logger.warning("%s was taken over by another dispatcher", self.attempt.name)
+        except StoreError as error:
+            # The run is left as it is: the next dispatcher finds it, collects it and writes it down.
+            logger.error("%s is left for the next start: %s", self.attempt.name, error.message)  # noqa: TRY400
+        finally:
+            self._over.set()
+            self._ended()
+
+    def _live(self) -> None:
+        try:
+            outcome, scores = self._train()
+        except (Lost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the guard: no submission and no worker may end the dispatcher
+            outcome, scores = self._outcome_of(error), []
+        if outcome.cause is Cause.CANCELLED:
+            self._tear_down()  # first, so that a submission that waits again is not still running
+            self._finish(outcome, scores)
+        else:
+            self._finish(outcome, scores)
+            self._tear_down()
+
+    def _train(self) -> tuple[Outcome, list[Score]]:
+        worker = self.worker
+        if self.attempt.handle is not None:
+            worker.resume(self.attempt.handle)
+        elif self.attempt.state is not State.SENT_TO_TRAINING or self.attempt.launched:
+            raise Interrupted("the worker cannot find its training again; the submission will be tried again")
+        else:
+            worker.setup()
+            self._check_status("prepared")
+            self._keep(worker.state())
+            if self._end:
+                return self._ended_early(), []
+            worker.launch_submission()
+            self._check_status("started")
+        self._training_since = time.monotonic()
+        self._keep(worker.state())
+        self._mark(State.TRAINING)
+        self._wait()
+        if worker.status == "running":
+            return self._ended_early(), []
+        if worker.status == "retry":
+            raise Interrupted("the machine that trained the submission is gone; it will be tried again")
+        return self._collect()
+
+    def _check_status(self, what: str) -> None:
+        if self.worker.status == "retry":
+            raise Interrupted(f"the submission could not be {what} now; it will be tried again")
+        if self.worker.status == "error":
+            raise WorkerError(f"the submission could not be {what}; it will be tried again")
+
+    def _wait(self) -> None:
+        """Wait for the training's end, our own end, or the time limit that a worker failed to enforce."""
+        worker = self.worker
+        begun = self.attempt.launched
+        already = (self._clock() - begun).total_seconds() if begun else 0.0
+        limit = time.monotonic() + max(worker.timeout + _GRACE - already, _GRACE)
+        while worker.status == "running" and not self._end:
+            remaining = limit - time.monotonic()
+            if remaining <= 0:
+                worker.status = "timeout"
+                return
+            worker.wait(remaining)
+
+    def _ended_early(self) -> Outcome:
+        if self._end is End.EXPIRED:
+            return Outcome(cause=Cause.INFRA_ERROR, message=f"{End.EXPIRED.value}; the submission will be tried again")
+        return Outcome(cause=Cause.CANCELLED, message=self._end.value if self._end else "")
+
+    def _collect(self) -> tuple[Outcome, list[Score]]:
+        worker = self.worker
+        timed_out = worker.status == "timeout"
+        collected = worker.collect_results()
+        if collected is None:
+            raise WorkerError(
+                "the results could not be collected; the submission will be tried again",
+                detail=f"{type(worker).__name__}.collect_results returned nothing; it must return (code, message)",
+            )
+        code, message = collected
+        usage = worker.usage()
+        cause = usage.cause or _cause_of(code)
+        if timed_out or cause is Cause.TIMEOUT:
+            cause, code = Cause.TIMEOUT, TIMEOUT_CODE
+            message = message or f"The training was killed at its time limit of {worker.timeout:g} s."
+        elif _is_memory_error(message) and code:
+            cause = Cause.OUT_OF_MEMORY
+        scores: list[Score] = []
+        if cause is Cause.OK:
+            self._mark(State.TESTED)
+            try:
+                scores = read_scores(Path(worker.config["predictions_dir"]) / self.attempt.name)
+            except ScoresUnreadable as error:
+                cause, message = Cause.SUBMISSION_ERROR, f"{error}; check with `ramp-test --submission <yours> --save-output`"
+        outcome = Outcome(
+            cause=cause,
+            message=message,
+            detail=usage.detail,
+            returncode=code,
+            cpu_seconds=usage.cpu_seconds,
+            peak_memory_mb=usage.peak_memory_mb,
+        )
+        return self._unless_the_kit_is_broken(outcome), scores
+
+    def _unless_the_kit_is_broken(self, outcome: Outcome) -> Outcome:
+        """Do not blame a participant while the kit is still being read, or when it cannot be."""
+        if not outcome.cause.is_participants or self._kit.exception() is None:
+            return outcome
+        return Outcome(cause=Cause.CANCELLED, message="the kit cannot be read; the submission waits", detail=outcome.message)
+
+    def _outcome_of(self, error: Exception) -> Outcome:
+        if isinstance(error, SubmissionUnusable):
+            return Outcome(cause=Cause.SUBMISSION_ERROR, message=error.message, detail=error.detail)
+        if isinstance(error, Interrupted):
+            return Outcome(cause=Cause.INTERRUPTED, message=error.message, detail=error.for_organiser())
+        if isinstance(error, RampCloudError):
+            logger.warning("%s: %s", self.attempt.name, error.for_organiser())
+            return Outcome(cause=Cause.INFRA_ERROR, message=error.message, detail=error.for_organiser())
+        logger.exception("%s: the worker raised", self.attempt.name, exc_info=error)
+        return Outcome(
+            cause=Cause.INFRA_ERROR,
+            message="the worker failed; this is not the submission's fault, and it will be tried again",
+            detail=f"{type(error).__name__}: {error}",
+        )
+
+    def _finish(self, outcome: Outcome, scores: list[Score]) -> None:
+        never_started = outcome.cause is Cause.INTERRUPTED and self._training_since is None and not self.attempt.launched
+        while True:
+            try:
+                state = self._store.finish(
+                    self._dispatcher,
+                    self.attempt.run,
+                    outcome,
+                    decide=lambda failures: self._decide(failures, outcome),
+                    scores=scores,
+                    counts=not never_started,
+                )
+                break
+            except StoreError as error:
+                # A trained result is too dear to lose to a database that is away.
+                if self._leave.is_set():
+                    raise
+                logger.warning("%s: its result is not written down yet: %s", self.attempt.name, error.message)
+                self._leave.wait(_STORE_PAUSE)
+        if state is None:
+            raise Lost
+        self._listener.moved(self.attempt.name, state, outcome)
+
+    def _decide(self, failures: int, outcome: Outcome) -> Decision:
+        if outcome.cause is Cause.CANCELLED and self._end is not End.CANCEL:
+            return Decision(state=State.NEW)
+        return self._policy.decide(failures=failures, cause=outcome.cause, now=self._clock())
+
+    def _tear_down(self) -> None:
+        try:
+            self.worker.teardown()
+        except Exception as error:  # noqa: BLE001 - part of the guard; what could not be released is swept later
+            logger.warning("%s: %r could not be torn down: %s", self.attempt.name, self.worker, error)
+
+    def _keep(self, handle: WorkerState | None) -> None:
+        if not self._store.save_handle(self._dispatcher, self.attempt.run, handle):
+            raise Lost
+
+    def _mark(self, state: State) -> None:
+        if not self._store.mark(self._dispatcher, self.attempt.run, state):
+            raise Lost
+        self._listener.moved(self.attempt.name, state, None)
+
+
+def _cause_of(code: int) -> Cause:
+    if code == 0:
+        return Cause.OK
+    if code == TIMEOUT_CODE:
+        return Cause.TIMEOUT
+    return Cause.INFRA_ERROR if code == _FETCH_FAILED else Cause.SUBMISSION_ERROR
+
+
+def _is_memory_error(message: str) -> bool:
+    lines = message.strip().splitlines()
+    return bool(lines) and lines[-1].split(":")[0].endswith("MemoryError")  # numpy's is called _ArrayMemoryError

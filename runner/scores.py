@@ -1,0 +1,164 @@
+"""From training_output to scores, and from scores to the leaderboard. Numbers stay as ramp-test wrote them."""
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.kit import Kit
+from runner.records import Score
+
+_STEPS = ("train", "valid", "test")
+_MAX_BYTES = 1_000_000
+_FOLD = re.compile(r"fold_(\d+)")
+
+
+class ScoresUnreadable(ValueError):
+    """A training ended well but its score files are missing or damaged. The message is for the participant."""
+
+
+def read_scores(output: Path) -> list[Score]:
+    """Read ``fold_<k>/scores.csv`` and ``bagged_scores.csv`` of a training_output folder.
+
+    Of the bagged scores only those of all folds together are kept. The column ``time`` (seconds per step) is a score
+    like the others.
+
+    Raises:
+        ScoresUnreadable: a file is missing, too large, or not what ramp-test writes.
+    """
+    folds = sorted((int(match[1]), path) for path in _folders(output) if (match := _FOLD.fullmatch(path.name)))
+    if not folds:
+        raise ScoresUnreadable("ramp-test ended without an error but saved no scores")
+    found = [score for fold, path in folds for score in _fold_scores(fold, path / "scores.csv")]
+    return found + _bagged_scores(output / "bagged_scores.csv")
+
+
+def _folders(output: Path) -> list[Path]:
+    try:
+        return [path for path in output.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _fold_scores(fold: int, path: Path) -> Iterable[Score]:
+    for row in _rows(path, ["step"]):
+        step = row.pop("step")
+        for name, text in row.items():
+            yield Score(fold=fold, step=_step(step, path), name=name, value=_number(text, path))
+
+
+def _bagged_scores(path: Path) -> list[Score]:
+    newest: dict[str, dict[str, str]] = {}
+    for row in _rows(path, ["step", "n_bag"]):
+        if int(_number(row.pop("n_bag"), path) or 0) >= 0:
+            newest[_step(row.pop("step"), path)] = row  # rows come with growing n_bag; the last one has all folds
+    return [
+        Score(fold=None, step=step, name=name, value=_number(text, path))
+        for step, row in newest.items()
+        for name, text in row.items()
+    ]
+
+
+def _rows(path: Path, index: list[str]) -> list[dict[str, str]]:
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ScoresUnreadable(f"{name} is larger than {_MAX_BYTES} bytes")
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+    except FileNotFoundError as error:
+        raise ScoresUnreadable(f"ramp-test ended without an error but {name} is missing") from error
+    except (OSError, csv.Error, ValueError) as error:
+        raise ScoresUnreadable(f"{name} is damaged: {error}") from error
+    header = list(reader.fieldnames or [])
+    complete = all(None not in row and None not in row.values() for row in rows)
+    if header[: len(index)] != index or len(header) != len(set(header)) or not rows or not complete:
+        raise ScoresUnreadable(f"{name} is damaged: it is not the table that ramp-test writes")
+    return rows
+
+
+def _step(text: str, path: Path) -> str:
+    if text not in _STEPS:
+        raise ScoresUnreadable(f"{path.parent.name}/{path.name} is damaged: it has a step {text[:40]!r}")
+    return text
+
+
+def _number(text: str, path: Path) -> float | None:
+    """Return a number; None for what JSON and databases cannot hold (nan, inf, and nothing, as pandas writes nan)."""
+    try:
+        value = float(text) if text else math.nan
+    except ValueError as error:
+        raise ScoresUnreadable(
+            f"{path.parent.name}/{path.name} is damaged: {text[:40]!r} is not a number"
+        ) from error
+    return value if math.isfinite(value) else None
+
+
+def as_json(scores: Sequence[Score]) -> dict[str, Any]:
+    """Return a submission's scores as ``status --json`` and ``leaderboard --json`` show them."""
+    folds: dict[tuple[int, str], dict[str, Any]] = {}
+    bagged: dict[str, dict[str, float | None]] = {}
+    for score in scores:
+        if score.fold is None:
+            bagged.setdefault(score.step, {})[score.name] = score.value
+        else:
+            row = folds.setdefault((score.fold, score.step), {"fold": score.fold, "step": score.step})
+            row[score.name] = score.value
+    return {"folds": list(folds.values()), "mean": mean_scores(scores), "bagged": bagged}
+
+
+def mean_scores(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
+    """Return the mean over folds by step and name; None where a fold has no number."""
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for score in scores:
+        if score.fold is not None:
+            values.setdefault(score.step, {}).setdefault(score.name, []).append(score.value)
+    return {step: {name: _mean(items) for name, items in names.items()} for step, names in values.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return math.fsum(numbers) / len(numbers) if len(numbers) == len(values) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the leaderboard. ``rank`` and ``official`` are None where they cannot be told."""
+
+    rank: int | None
+    name: str
+    official: float | None
+    scores: dict[str, Any]
+
+
+def leaderboard(scores: Mapping[str, Sequence[Score]], kit: Kit | None, *, step: str = "valid") -> list[Row]:
+    """Rank submissions by the kit's official score on the bagged predictions, best first; equal scores share a rank.
+
+    Args:
+        scores: by submission.
+        kit: names the official score and whether less is better. Without it nothing is ranked.
+        step: ``valid`` or ``test``.
+    """
+    official = kit.scores[0] if kit else None
+    entries = [(name, as_json(found)) for name, found in scores.items()]
+
+    def value(entry: tuple[str, dict[str, Any]]) -> float | None:
+        number: float | None = entry[1]["bagged"].get(step, {}).get(official.name) if official else None
+        return number
+
+    sign = 1 if official is None or official.lower_is_better else -1
+
+    def order(entry: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
+        number = value(entry)
+        return (number is None, 0.0 if number is None else sign * number, entry[0])
+
+    ordered = sorted(entries, key=order)
+    numbers = [value(entry) for entry in ordered]
+    return [
+        Row(rank=None if number is None else numbers.index(number) + 1, name=name, official=number, scores=found)
+        for (name, found), number in zip(ordered, numbers, strict=True)
+    ]
