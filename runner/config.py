@@ -21,6 +21,8 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     """Make a path absolute: ``~`` is the home folder, a relative path starts at the deployment folder."""
     if not isinstance(value, str):
         return value
+    if not value:
+        raise ValueError("an empty path would mean the deployment folder; write . for it")
     base: Path = (info.context or {}).get("deployment_dir", Path())
     return Path(os.path.normpath(base / Path(value).expanduser()))
 
@@ -177,13 +179,26 @@ class DispatcherSection(_Section):
 def _known_driver(value: str) -> str:
     try:
         url = make_url(value)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number, or half a password
         raise ValueError("not a database URL") from error
+    if url.drivername == "sqlite":
+        _check_sqlite(url)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in {"sqlite", "postgresql+psycopg"}:
         raise ValueError(f"the driver {url.drivername} is not supported")
     return url.render_as_string(hide_password=False)
+
+
+def _check_sqlite(url: URL) -> None:
+    if url.host:
+        raise ValueError("an SQLite file comes after three slashes, as in sqlite:///events.db")
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise ValueError("the store must be a file that outlives the dispatcher, as in sqlite:///events.db")
+    try:
+        Path(url.database).expanduser()
+    except RuntimeError as error:
+        raise ValueError("the home folder after ~ is not known; write it out") from error
 
 
 class StoreSection(_Section):

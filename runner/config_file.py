@@ -3,11 +3,11 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from runner.config import (
     WORKER_SECTIONS,
+    AnyWorkerSection,
     DispatcherSection,
     EventConfig,
     OwnSection,
@@ -24,10 +25,13 @@ from runner.config import (
     worker_section,
 )
 from runner.errors import ConfigError
-from runner.yaml_lines import KeyPath, YamlDocument, read_yaml
+from runner.yaml_lines import KeyPath, YamlDocument, read_scalar, read_yaml
 
 SECTIONS = ("ramp", "worker", "dispatcher")
+Model = TypeVar("Model", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_SECRETS = {"database", "secret_access_key", "access_key_id"}  # never repeated in a message
+_IN_QUOTES = "; put it in quotes if it is meant as text"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -47,6 +51,7 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
     values: dict[str, dict[str, Any]] = field(default_factory=lambda: {name: {} for name in (*SECTIONS, "store")})
     origins: dict[tuple[str, str], KeyPath] = field(default_factory=dict)
+    variables: set[tuple[str, str]] = field(default_factory=set)
 
     def add_problem(self, key_path: KeyPath, text: str) -> None:
         self.problems.append(
@@ -73,21 +78,19 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
         reading.problems.append(Problem(line=line, key=key, text="stands in the file twice; keep one"))
     model = _worker_model(reading)
     _sort_into_sections(reading, model)
-    models: dict[str, type[BaseModel]] = {
-        "ramp": RampSection,
-        "worker": model or WorkerSection,
-        "dispatcher": DispatcherSection,
-        "store": StoreSection,
-    }
-    checked = {name: _check(reading, name, models[name], deployment) for name in models}
-    if reading.problems:
+    ramp = _check(reading, "ramp", RampSection, deployment)
+    worker = _check(reading, "worker", model or WorkerSection, deployment)
+    dispatcher = _check(reading, "dispatcher", DispatcherSection, deployment)
+    store = _check(reading, "store", StoreSection, deployment)
+    if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
-    ramp = checked["ramp"]
-    assert isinstance(ramp, RampSection)
     return EventConfig.model_construct(
-        **{**checked, "ramp": _with_default_folders(ramp, deployment)},
         path=Path(os.path.abspath(path)),
         deployment_dir=deployment,
+        ramp=_with_default_folders(ramp, deployment),
+        worker=cast(AnyWorkerSection, worker),
+        dispatcher=dispatcher,
+        store=store,
     )
 
 
@@ -142,6 +145,7 @@ def _worker_model(reading: _Reading) -> type[WorkerSection] | None:
     in_section = isinstance(section, Mapping) and "worker_type" in section
     key_path: KeyPath = ("worker", "worker_type") if in_section else ("worker_type",)
     worker_type = section["worker_type"] if isinstance(section, Mapping) and in_section else data.get("worker_type")
+    worker_type = _expanded(worker_type, lambda name: os.environ.get(name, ""))
     if worker_type is None:
         text = f"is missing or empty; set it to one of {', '.join(WORKER_SECTIONS)} or package.module:Class"
         reading.add_problem(key_path, text)
@@ -149,9 +153,18 @@ def _worker_model(reading: _Reading) -> type[WorkerSection] | None:
     model = worker_section(worker_type)
     if model is None:
         near = _nearest(str(worker_type), WORKER_SECTIONS)
-        text = f"{worker_type!r} is no worker; allowed: {', '.join(WORKER_SECTIONS)}, package.module:Class{near}"
+        text = f"{_shown(worker_type)} is no worker; allowed: {', '.join(WORKER_SECTIONS)}, package.module:Class{near}"
         reading.add_problem(key_path, text)
     return model
+
+
+def _models(model: type[WorkerSection] | None) -> dict[str, type[BaseModel]]:
+    return {
+        "ramp": RampSection,
+        "worker": model or WorkerSection,
+        "dispatcher": DispatcherSection,
+        "store": StoreSection,
+    }
 
 
 def _homes(model: type[WorkerSection] | None) -> dict[str, str]:
@@ -171,7 +184,7 @@ def _sort_into_sections(reading: _Reading, model: type[WorkerSection] | None) ->
                 for inner, inner_value in value.items():
                     _place(reading, (key, inner), inner_value, homes, model)
             elif value is not None:
-                reading.add_problem((key,), f"is a section: write its keys under it, indented; found {value!r}")
+                reading.add_problem((key,), f"is a section: write its keys under it, indented; found {_shown(value)}")
         else:
             _place(reading, (key,), value, homes, model)
 
@@ -192,7 +205,13 @@ def _place(
         where = "at the top level" if home == "store" else f"in the section {home}"
         reading.add_problem(key_path, f"belongs {where}; move it there")
     else:
-        reading.put(home, key, _expand(reading, key_path, value), key_path)
+        expanded = _expand(reading, key_path, value)
+        if expanded != value:
+            reading.variables.add((home, key))
+            info = _models(model)[home].model_fields.get(key)
+            if isinstance(expanded, str) and info and not _takes_text(info.annotation):
+                expanded = read_scalar(expanded)
+        reading.put(home, key, expanded, key_path)
 
 
 def _refuse_key(reading: _Reading, key_path: KeyPath, homes: dict[str, str]) -> None:
@@ -219,23 +238,35 @@ def _expand(reading: _Reading, key_path: KeyPath, value: object) -> object:
         return [_expand(reading, (*key_path, position), item) for position, item in enumerate(value)]
     if isinstance(value, dict):
         return {key: _expand(reading, (*key_path, key), item) for key, item in value.items()}
-    if not isinstance(value, str):
-        return value
 
-    def variable(match: re.Match[str]) -> str:
-        name = match.group(1)
+    def look_up(name: str) -> str:
         if name not in os.environ:
             reading.add_problem(key_path, f"names the environment variable {name!r}, which is not set; export it")
         return os.environ.get(name, "")
 
-    return _VARIABLE.sub(variable, value)
+    return _expanded(value, look_up)
 
 
-def _check(reading: _Reading, section: str, model: type[BaseModel], deployment: Path) -> BaseModel | None:
+def _expanded(value: object, look_up: Callable[[str], str]) -> object:
+    return _VARIABLE.sub(lambda match: look_up(match[1]), value) if isinstance(value, str) else value
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether a text is a value of its own for a key, and not only another way to write a number or true and false."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return False
+    if arguments:
+        return any(_takes_text(argument) for argument in arguments)
+    return isinstance(annotation, type) and issubclass(annotation, str | Path)
+
+
+def _check(reading: _Reading, section: str, model: type[Model], deployment: Path) -> Model | None:
     try:
         return model.model_validate(reading.values[section], context={"deployment_dir": deployment})
     except ValidationError as error:
-        for key, text in _explain(error, model):
+        hidden = {key for home, key in reading.variables if home == section}
+        for key, text in _explain(error, model, hidden):
             if key == "worker_type":
                 continue  # said already, with the names of the workers
             prefix: KeyPath = (section,) if (section,) in reading.document.lines else ()
@@ -247,24 +278,32 @@ def _check(reading: _Reading, section: str, model: type[BaseModel], deployment: 
     return None
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+def _explain(error: ValidationError, model: type[BaseModel], hidden: Set[str]) -> Iterator[tuple[str, str]]:
+    """Yield each key that is wrong and what is wrong with it; values from the environment are not repeated."""
     seen = set()
     for detail in error.errors(include_url=False, include_context=False):
         key = str(detail["loc"][0])
-        if key in seen:
-            continue  # one sentence per key, even if each arm of a union refused it
-        seen.add(key)
         field_info = model.model_fields.get(key)
+        if key in seen or field_info is None:
+            continue  # one sentence per key, even if each arm of a union refused it; unknown ones are told already
+        seen.add(key)
+        words = allowed_values(field_info)
         if detail["type"] == "missing":
-            words = allowed_values(field_info) if field_info else "a value"
             yield key, f"is missing; set it to {words}"
-        else:
-            found = "nothing" if detail["input"] is None else repr(detail["input"])[:80]
-            if key in {"database", "secret_access_key", "access_key_id"}:
-                found = "what it holds"  # never repeat a secret in a message
-            reason = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else ""
-            words = allowed_values(field_info) if field_info else "something else"
-            yield key, f"cannot be {found}{': ' + reason if reason else ''}; allowed: {words}"
+            continue
+        found = "what it holds" if key in _SECRETS | hidden else _shown(detail["input"])
+        reason = f": {detail['msg'].removeprefix('Value error, ')}" if detail["type"] == "value_error" else ""
+        quotes = "" if isinstance(detail["input"], str | None) or not _takes_text(field_info.annotation) else _IN_QUOTES
+        yield key, f"cannot be {found}{reason}; allowed: {words}{quotes}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message shows it; of lists and mappings, which may hold secrets, only the kind."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return f"{value!r:.80}" if isinstance(value, str | int | float) else str(value)
 
 
 def _with_default_folders(ramp: RampSection, deployment: Path) -> RampSection:

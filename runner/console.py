@@ -17,7 +17,7 @@ from runner.kit import Kit
 from runner.life import Life
 from runner.records import Outcome
 from runner.scores import Row
-from runner.states import State
+from runner.states import Cause, State
 
 _COLOURS = {
     State.SCORED: "green",
@@ -39,38 +39,42 @@ def printer() -> Console:
     return console
 
 
+Lives = Callable[[], Sequence[Life]]
+
+
 class PlainView:
     """One line per change, for logs and CI."""
 
     def moved(self, name: str, state: State, outcome: Outcome | None) -> None:
         """Print the change; see ``runner.life.Listener``."""
-        reason = f" ({outcome.cause})" if outcome and outcome.cause not in ("ok", "submission_error") else ""
-        last = _last_line(outcome.message) if outcome and outcome.message else ""
+        reason = f" ({outcome.cause})" if outcome and outcome.cause not in {Cause.OK, Cause.SUBMISSION_ERROR} else ""
+        last = _last_line(outcome.message) if outcome else ""
         time = datetime.now().astimezone().strftime("%H:%M:%S")
         print(f"{time} {name}: {state}{reason}{': ' + last if last else ''}", flush=True)
 
+    @contextmanager
+    def shown(self, lives: Lives) -> Iterator[None]:  # noqa: ARG002, RUF100 - as LiveView
+        """Do nothing more while the event runs."""
+        yield
+
 
 class LiveView:
-    """A table that is redrawn while the event runs: what trains now, and how many are in which state.
+    """A table, drawn anew while the event runs: what trains now, and how many are in which state."""
 
-    Args:
-        lives: the attempts under way.
-        count: submissions by state, from the store.
-    """
-
-    def __init__(self, lives: Callable[[], Sequence[Life]]) -> None:
-        self._lives = lives
+    def __init__(self) -> None:
+        self._lives: Lives = list
         self._states: dict[str, State] = {}
         self._lock = threading.Lock()
 
-    def moved(self, name: str, state: State, outcome: Outcome | None) -> None:  # noqa: ARG002, RUF100 - Listener's signature
+    def moved(self, name: str, state: State, outcome: Outcome | None) -> None:  # noqa: ARG002, RUF100 - as Listener
         """Note the change; see ``runner.life.Listener``."""
         with self._lock:
             self._states[name] = state
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self, lives: Lives) -> Iterator[None]:
         """Show the table until the block ends."""
+        self._lives = lives
         with Live(get_renderable=self._table, console=printer(), refresh_per_second=_REFRESH, transient=True):
             yield
 
@@ -79,7 +83,7 @@ class LiveView:
             states = list(self._states.values())
         counts = {state: states.count(state) for state in State if state in states}
         title = "   ".join(f"{state}: {count}" for state, count in counts.items())
-        table = Table("submission", "attempt", "folds", "elapsed", "limit", box=box.SIMPLE, title=title or None)
+        table = Table("submission", "attempt", "folds", "elapsed", "limit", box=box.SIMPLE_HEAD, title=title or None)
         for life in self._lives():
             folds, seconds = life.worker.folds_done(), life.training_seconds
             table.add_row(
@@ -95,7 +99,7 @@ class LiveView:
 def show_status(status: dict[str, Any]) -> None:
     """Print the object of ``status --json`` as a table."""
     console = printer()
-    table = Table("submission", "state", "cause", "attempts", "seconds", "CPU s", "MB", "message", box=box.SIMPLE)
+    table = Table("submission", "state", "cause", "attempts", "seconds", "CPU s", "MB", "message", box=box.SIMPLE_HEAD)
     for row in status["submissions"]:
         state = State(row["state"])
         table.add_row(
@@ -118,7 +122,7 @@ def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None
     if not rows:
         console.print("No submission is scored yet.")
         return
-    table = Table("rank", "submission", box=box.SIMPLE)
+    table = Table("rank", "submission", box=box.SIMPLE_HEAD)
     scores = list(kit.scores) if kit else []
     for score in scores:
         for title in ("bagged valid", "bagged test", "train", "valid", "test"):

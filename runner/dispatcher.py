@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from runner.config import EventConfig
@@ -20,7 +20,8 @@ from runner.errors import KitError, RampCloudError, StoreError
 from runner.inbox import Inbox
 from runner.kit import Kit
 from runner.life import End, Life, Listener
-from runner.processes import host_id, is_same, started_at
+from runner.liveness import DEAD_AFTER, lives
+from runner.processes import host_id, started_at
 from runner.records import Attempt
 from runner.retry import RetryPolicy
 from runner.states import State
@@ -36,7 +37,7 @@ class Rhythm:
 
     tick: float = 1.0  # store: cancel requests, what another process submitted
     heartbeat: float = 10.0
-    dead_after: float = 60.0  # silence after which a dispatcher of another host is taken for dead
+    dead_after: float = DEAD_AFTER
     reconcile: float = 60.0
     margin: float = 900.0  # beyond the time limit: for setup and collection together
     hang: float = 30.0  # for a life that was asked to end
@@ -168,17 +169,11 @@ class Dispatcher:
                 logger.warning("swept: %s", what)
 
     def _other_living(self) -> list[str]:
-        dead_since = self._clock() - timedelta(seconds=self._rhythm.dead_after)
-        here = host_id()
         living = []
         for other in self._store.open_dispatchers():
             if other.id == self._id:
                 continue
-            if other.host == here:
-                alive = is_same(other.pid, other.process_started)
-            else:
-                alive = other.heartbeat > dead_since
-            if alive:
+            if lives(other, now=self._clock(), dead_after=self._rhythm.dead_after):
                 living.append(other.id)
             else:
                 self._store.end_dispatcher(other.id)

@@ -1,21 +1,25 @@
 """An event put together: config, folders, store and worker. What tasks.py calls."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runner.config import EventConfig, load_config
-from runner.dispatcher import Dispatcher
+from runner.dispatcher import Dispatcher, Rhythm
 from runner.inbox import put
 from runner.kit import Kit, kit_key, read_kit
 from runner.layout import EventPaths
 from runner.life import Listener
-from runner.scores import leaderboard
+from runner.liveness import any_lives
+from runner.retry import RetryPolicy
+from runner.scores import Row, leaderboard
 from runner.states import State
-from runner.status import write_leaderboard
-from runner.store import Store
+from runner.status import event_status, write_leaderboard
+from runner.store import Store, utc_now
 from runner.workers import load_worker
 
 
@@ -42,8 +46,14 @@ class Event:
         put(source, self.paths.submissions_dir, name)
         self.store.enrol([name])
 
-    def dispatcher(self, listener: Listener) -> Dispatcher:
+    def dispatcher(
+        self, listener: Listener, *, policy: RetryPolicy | None = None, rhythm: Rhythm | None = None
+    ) -> Dispatcher:
         """Check what all submissions need and return a dispatcher that is ready to run.
+
+        Args:
+            listener: is told what happens.
+            policy: what follows a failure; rhythm: how often the dispatcher looks. The defaults are right for users.
 
         Raises:
             RampCloudError: nothing can run: the worker, its environment, the kit or the data is missing.
@@ -58,11 +68,38 @@ class Event:
             store=self.store,
             read_kit=lambda: None if python is None else self._read_kit(python),
             listener=listener,
+            policy=policy,
+            rhythm=rhythm,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return the object of ``status --json``."""
+        alive = any_lives(self.store.open_dispatchers(), now=utc_now())
+        return event_status(
+            self.config.event_name, self.store.submissions(), self.store.scores(), dispatcher_lives=alive
+        )
+
+    def rows(self, step: str = "valid") -> list[Row]:
+        """Return the leaderboard by one step, ``valid`` or ``test``."""
+        return leaderboard(self.store.scores(), self.kit(), step=step)
+
+    def log(self, name: str, *, follow: bool) -> Iterator[str]:
+        """Yield the text of a submission's log, with ``follow`` until the submission has ended.
+
+        Raises:
+            NoSuchSubmission: the event has none of that name.
+        """
+        self.store.state(name)
+        pause = threading.Event()
+        return follow_log(
+            self.paths.log(name),
+            ended=lambda: not follow or self.store.state(name).is_final,
+            wait=pause.wait,
         )
 
     def finish(self) -> bool:
         """Write the leaderboard; return whether anything of ours failed (a submission in checking_error)."""
-        write_leaderboard(self.paths.leaderboard, leaderboard(self.store.scores(), self.kit()), self.kit())
+        write_leaderboard(self.paths.leaderboard, self.rows(), self.kit())
         return any(record.state is State.CHECKING_ERROR for record in self.store.submissions())
 
     def _read_kit(self, python: str) -> Kit:

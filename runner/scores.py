@@ -33,7 +33,11 @@ def read_scores(output: Path) -> list[Score]:
     if not folds:
         raise ScoresUnreadable("ramp-test ended without an error but saved no scores")
     found = [score for fold, path in folds for score in _fold_scores(fold, path / "scores.csv")]
-    return found + _bagged_scores(output / "bagged_scores.csv")
+    bagged, bags = _bagged_scores(output / "bagged_scores.csv")
+    if [fold for fold, _ in folds] != list(range(bags)):
+        # Fewer folds than were trained would give another mean, which nobody would notice.
+        raise ScoresUnreadable(f"a fold is missing: bagged_scores.csv speaks of {bags}, there are {len(folds)}")
+    return found + bagged
 
 
 def _folders(output: Path) -> list[Path]:
@@ -50,16 +54,20 @@ def _fold_scores(fold: int, path: Path) -> Iterable[Score]:
             yield Score(fold=fold, step=_step(step, path), name=name, value=_number(text, path))
 
 
-def _bagged_scores(path: Path) -> list[Score]:
-    newest: dict[str, dict[str, str]] = {}
+def _bagged_scores(path: Path) -> tuple[list[Score], int]:
+    """Return the scores of all folds together, and how many folds these are."""
+    newest: dict[str, tuple[int, dict[str, str]]] = {}
     for row in _rows(path, ["step", "n_bag"]):
-        if int(_number(row.pop("n_bag"), path) or 0) >= 0:
-            newest[_step(row.pop("step"), path)] = row  # rows come with growing n_bag; the last one has all folds
-    return [
+        step, number = _step(row.pop("step"), path), _number(row.pop("n_bag"), path)
+        if number != newest.get(step, (-1, {}))[0] + 1:
+            raise ScoresUnreadable(f"{path.name} is damaged: its n_bag does not count from 0")
+        newest[step] = (int(number), row)
+    scores = [
         Score(fold=None, step=step, name=name, value=_number(text, path))
-        for step, row in newest.items()
+        for step, (_, row) in newest.items()
         for name, text in row.items()
     ]
+    return scores, 1 + max(number for number, _ in newest.values())
 
 
 def _rows(path: Path, index: list[str]) -> list[dict[str, str]]:
@@ -69,12 +77,12 @@ def _rows(path: Path, index: list[str]) -> list[dict[str, str]]:
             raise ScoresUnreadable(f"{name} is larger than {_MAX_BYTES} bytes")
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
+            header = list(reader.fieldnames or [])
             rows = list(reader)
     except FileNotFoundError as error:
         raise ScoresUnreadable(f"ramp-test ended without an error but {name} is missing") from error
     except (OSError, csv.Error, ValueError) as error:
         raise ScoresUnreadable(f"{name} is damaged: {error}") from error
-    header = list(reader.fieldnames or [])
     complete = all(None not in row and None not in row.values() for row in rows)
     if header[: len(index)] != index or len(header) != len(set(header)) or not rows or not complete:
         raise ScoresUnreadable(f"{name} is damaged: it is not the table that ramp-test writes")

@@ -341,6 +341,14 @@ class Store:
             for row in self._rows(statement)
         ]
 
+    def state(self, name: str) -> State:
+        """Return where a submission stands.
+
+        Raises:
+            NoSuchSubmission: the event has none of that name.
+        """
+        return self._database.read(lambda connection: self._state(connection, name))
+
     def scores(self) -> dict[str, list[Score]]:
         """Return the scores of every scored submission by its name, in the order in which ramp-test wrote them."""
         columns = [SCORES.c[name] for name in ("fold", "step", "name", "value")]

@@ -11,10 +11,11 @@ import yaml
 
 from runner.errors import ConfigError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000  # read in half a second; a config has a few thousand
 MAX_VALUES = 10_000  # after aliases are followed, so that a few lines of aliases cannot ask for gigabytes
 
 KeyPath = tuple[str | int, ...]
+_TEXT = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,29 +45,56 @@ def read_yaml(path: Path) -> YamlDocument:
         ConfigError: the file cannot be read, is larger than ``MAX_BYTES``, is not YAML, holds something else than
             one mapping with text keys, or has more than ``MAX_VALUES`` values.
     """
-    text = _read_text(path)
-    loader = yaml.SafeLoader(text)
+    loader = _loader(path)
     try:
         root = loader.get_single_node()
         if root is None:
             raise ConfigError(f"{path}: the file is empty; write one with `./inv new-event NAME --kit PATH`")
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path}:1: expected `key: value` lines, found a {root.id}")
+            raise ConfigError(f"{path}:{_line(root)}: expected `key: value` lines, found a {_kind(root)}; write such lines")
         document = YamlDocument(path=path, data={})
         _index(root, (), document, [MAX_VALUES])
         document.data.update(loader.construct_document(root))
+    except yaml.composer.ComposerError as error:
+        # The name is not repeated: a password that starts with * or & is read as one.
+        where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ConfigError(
+            f"{where}: not valid YAML: a second document, or a name after * or & that is not there once; "
+            "put a value that starts with * or & in quotes"
+        ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}; mend this line") from error
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: PyYAML found a date or number such as 2026-02-31 that Python cannot hold.
-        raise ConfigError(f"{path}: not valid YAML: {error}; mend the file") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: the values are nested too deeply; a config has at most two levels") from error
     finally:
         loader.dispose()
     return document
+
+
+def read_scalar(text: str) -> object:
+    """Return what a text is when it stands in a YAML file without quotes, such as 5 for ``5``; itself if it is a text."""
+    loader = yaml.SafeLoader("")
+    try:
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        value: object = loader.construct_object(yaml.ScalarNode(tag, text))
+    except (yaml.YAMLError, ValueError):
+        return text
+    finally:
+        loader.dispose()
+    return value
+
+
+def _loader(path: Path) -> yaml.SafeLoader:
+    text = _read_text(path)
+    try:
+        return yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(
+            f"{path}:{line}: holds the control character {error.character!r}, so it is no YAML; remove it"
+        ) from error
 
 
 def _read_text(path: Path) -> str:
@@ -94,8 +122,12 @@ def _index(node: yaml.Node, key_path: KeyPath, document: YamlDocument, budget: l
         raise ConfigError(
             f"{document.path}: more than {MAX_VALUES:,} values once its aliases are followed; remove the aliases"
         )
-    document.lines.setdefault(key_path, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
+    document.lines.setdefault(key_path, _line(node))
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node, document.path)
+    elif node.tag not in {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
+        raise ConfigError(f"{document.path}:{_line(node)}: tags (!…) are not read here; remove it")
+    elif isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             _index(item, (*key_path, position), document, budget)
     elif isinstance(node, yaml.MappingNode):
@@ -106,15 +138,43 @@ def _index(node: yaml.Node, key_path: KeyPath, document: YamlDocument, budget: l
 def _index_pair(
     key: yaml.Node, value: yaml.Node, parent: KeyPath, document: YamlDocument, budget: list[int]
 ) -> None:
-    line = key.start_mark.line + 1
+    line = _line(key)
     if not isinstance(key, yaml.ScalarNode):
-        raise ConfigError(f"{document.path}:{line}: a key must be a word, found a {key.id}")
+        raise ConfigError(f"{document.path}:{line}: a key must be a word, found a {_kind(key)}; write a word")
     if key.tag == "tag:yaml.org,2002:merge":
         raise ConfigError(f"{document.path}:{line}: merge keys (<<) are not read here; write the keys out")
-    if key.tag != "tag:yaml.org,2002:str":
-        raise ConfigError(f"{document.path}:{line}: the key {key.value!r} must be text; put it in quotes")
+    if key.tag != _TEXT:
+        raise ConfigError(f"{document.path}:{line}: the key {key.value[:80]!r} must be text; put it in quotes")
+    _check_scalar(key, document.path)
     key_path = (*parent, key.value)
     if key_path in document.lines:
         document.duplicates[key_path] = line
     document.lines.setdefault(key_path, line)
     _index(value, key_path, document, budget)
+
+
+def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
+    """Refuse what would fail later: tags that do not fit, numbers and dates that Python cannot hold, broken text."""
+    where = f"{path}:{_line(node)}"
+    if node.tag == _TEXT:
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+            raise ConfigError(f"{where}: a text holds a character that no file can have in its name; remove it")
+        return
+    loader = yaml.SafeLoader("")
+    try:
+        if node.tag != loader.resolve(yaml.ScalarNode, node.value, (True, False)):
+            raise ConfigError(f"{where}: tags (!…) are not read here; put a value that starts with ! in quotes")
+        # str is what a message does with a number, and Python refuses it for very long ones.
+        str(loader.construct_object(node))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: holds a number or date that cannot be; mend it, or put a text in quotes") from error
+    finally:
+        loader.dispose()
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _kind(node: yaml.Node) -> str:
+    return "list" if isinstance(node, yaml.SequenceNode) else "mapping" if isinstance(node, yaml.MappingNode) else "word"

@@ -1,9 +1,12 @@
 """A small event on disk for tests: a kit whose submissions train in hundredths of a second."""
 
+import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import yaml
 
 from runner.event import Event, open_event
 from runner.records import Outcome, SubmissionRecord
+from runner.retry import RetryPolicy
 from runner.states import State
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -98,7 +102,7 @@ class EventFolder:
         """Run the event to its end in this process and return what the listener heard."""
         heard = Heard()
         with self.opened() as event:
-            event.dispatcher(heard).run()
+            event.dispatcher(heard, policy=RetryPolicy(backoff=timedelta(milliseconds=10))).run()
         return heard
 
     def records(self) -> dict[str, SubmissionRecord]:
@@ -109,9 +113,6 @@ class EventFolder:
 
 def settle(folder: Path) -> None:
     """Date everything in a folder back by a minute, so that it is not taken for one that is still arriving."""
-    import os
-    import time
-
     moment = time.time() - 60
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (moment, moment))

@@ -154,7 +154,8 @@ class LocalWorker(BaseWorker):
             self._wake_read, self._wake_write = os.pipe()
         if self._woken.is_set():
             return
-        wait_for_end(self._pid, timeout, self._wake_read)
+        if self._pid:  # a training that ended before it was found again has none
+            wait_for_end(self._pid, timeout, self._wake_read)
         self.poll()
 
     def wake(self) -> None:
@@ -179,7 +180,8 @@ class LocalWorker(BaseWorker):
         log = log_file(self.config, self.submission)
         predictions = Path(self.config["predictions_dir"]) / self.submission
         try:
-            message = traceback_in_log(log) if code else ""
+            # Where we ended the training, the end of its log would not tell why; the log itself is kept.
+            message = traceback_in_log(log) if code and not self._outcome["ending"] else ""
             copy_output(self._copy / "training_output" if code == 0 else None, predictions, mark=self.run)
         except OSError as error:
             raise WorkerError(

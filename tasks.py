@@ -1,0 +1,303 @@
+"""The front door: every task of ramp-cloud. `./inv --list` shows them, `./inv --help TASK` explains one."""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from invoke import Context, Exit, task
+
+ROOT = Path(__file__).resolve().parent
+IRIS = ROOT / "examples" / "iris" / "config.yml"
+
+
+def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn expected errors into one message and an exit code: 1 failed, 2 wrong use."""
+
+    @wraps(body)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        from runner.errors import RampCloudError
+
+        try:
+            return body(*args, **kwargs)
+        except RampCloudError as error:
+            raise Exit(error.for_organiser(), code=error.exit_code) from error
+        except (Exit, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the front door: nothing may end without a word on what to do
+            traceback.print_exc()
+            raise Exit(f"This is a defect of ramp-cloud ({error}); please report the lines above.", code=1) from error
+
+    return guarded
+
+
+def _bring(requirements: str) -> None:
+    """Install a further set of packages on its first use."""
+    subprocess.run([sys.executable, str(ROOT / "inv"), "--bring", requirements], check=True)  # noqa: S603
+
+
+def _open(config: str | None, deployment_dir: str | None) -> Any:
+    from runner.event import open_event
+
+    return open_event(Path(config) if config else IRIS, deployment_dir=Path(deployment_dir) if deployment_dir else None)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def _say(value: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(value)
+    else:
+        print(sentence)
+
+
+EVENT = {
+    "config": "the event's config.yml (default: the bundled iris event)",
+    "deployment_dir": "folder that relative paths start at (default: the config's own)",
+}
+LOOK = {**EVENT, "json_": "print one JSON object and nothing else"}
+
+# -- an event ---------------------------------------------------------------------------------------------------------
+
+
+@task(name="run-event", help=EVENT)
+@front_door
+def run_event(_: Context, config: str | None = None, deployment_dir: str | None = None) -> None:
+    """Train and score every new submission of an event. Ctrl-C ends it and loses nothing."""
+    from runner import console
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with _open(config, deployment_dir) as event:
+        view = console.LiveView() if sys.stdout.isatty() else console.PlainView()
+        dispatcher = event.dispatcher(view)
+        signals = _stop_on_signals(dispatcher)
+        with view.shown(dispatcher.lives):
+            dispatcher.run()
+        failed = event.finish()
+        console.show_status(event.status())
+        console.show_leaderboard(event.rows(), event.kit(), step="valid")
+        print(f"Leaderboard written to {event.paths.leaderboard}")
+    if signals:
+        raise Exit("Stopped. What was running is new again; the next run-event goes on.", code=128 + signals[0])
+    if failed:
+        raise Exit("Some submissions ended in checking_error: look at `./inv status`, then `./inv rerun NAME`.", code=1)
+
+
+def _stop_on_signals(dispatcher: Any) -> list[int]:
+    """Let Ctrl-C and SIGTERM end the dispatcher in good order; return the list that notes which came."""
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        dispatcher.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return received
+
+
+@task(
+    name="new-event",
+    positional=["name"],
+    help={
+        "name": "the event's name",
+        "kit": "folder or git URL of the kit",
+        "worker": "local, conda, aws or dask",
+        "into": "folder that the event's folder is made in (default: here)",
+    },
+)
+@front_door
+def new_event(_: Context, name: str, kit: str, worker: str = "local", into: str = ".") -> None:
+    """Make the folders and a commented config.yml of a new event."""
+    from runner.new_event import new_event as make
+
+    config = make(Path(into), name, kit, worker)
+    print(f"Wrote {config}. Look through it, then: ./inv run-event --config {config}")
+
+
+@task(name="create-env", help=EVENT)
+@front_door
+def create_env(_: Context, config: str | None = None, deployment_dir: str | None = None) -> None:
+    """Create the conda environment of an event from the kit's environment.yml."""
+    from runner.conda_env import create_environment
+    from runner.config import load_config
+
+    print(create_environment(load_config(config or IRIS, deployment_dir=deployment_dir)))
+
+
+@task(name="update-env", help=EVENT)
+@front_door
+def update_env(_: Context, config: str | None = None, deployment_dir: str | None = None) -> None:
+    """Bring the conda environment of an event up to date with the kit's environment.yml."""
+    from runner.conda_env import update_environment
+    from runner.config import load_config
+
+    print(update_environment(load_config(config or IRIS, deployment_dir=deployment_dir)))
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+@task(help=LOOK)
+@front_door
+def status(_: Context, config: str | None = None, deployment_dir: str | None = None, json_: bool = False) -> None:
+    """Show every submission: its state, why it ended, what it used."""
+    from runner import console
+
+    with _open(config, deployment_dir) as event:
+        found = event.status()
+    if json_:
+        _print_json(found)
+    else:
+        console.show_status(found)
+
+
+@task(help={**LOOK, "step": "rank by valid (default) or test"})
+@front_door
+def leaderboard(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    step: str = "valid",
+    json_: bool = False,
+) -> None:
+    """Show the scores, best first by the kit's official score."""
+    from runner import console
+    from runner.errors import UsageError
+    from runner.status import leaderboard_json
+
+    if step not in ("valid", "test"):
+        raise UsageError(f"--step cannot be {step!r}; give valid or test")
+    with _open(config, deployment_dir) as event:
+        rows, kit = event.rows(step), event.kit()
+    if json_:
+        _print_json(leaderboard_json(event.config.event_name, rows, kit))
+    else:
+        console.show_leaderboard(rows, kit, step=step)
+
+
+@task(
+    positional=["name"],
+    help={**LOOK, "name": "the submission", "follow": "go on until the submission has ended"},
+)
+@front_door
+def logs(
+    _: Context,
+    name: str,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    follow: bool = False,
+    json_: bool = False,
+) -> None:
+    """Print the log of a submission; with --follow as it is written."""
+    with _open(config, deployment_dir) as event:
+        for text in event.log(name, follow=follow and not json_):
+            if json_:
+                _print_json({"event": event.config.event_name, "name": name, "log": text})
+            else:
+                print(text, end="", flush=True)
+
+
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+@task(
+    positional=["path"],
+    help={**LOOK, "path": "folder (or single file) to submit", "name": "its name (default: the folder's)"},
+)
+@front_door
+def submit(
+    _: Context,
+    path: str,
+    name: str | None = None,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    json_: bool = False,
+) -> None:
+    """Send a submission in. A running event starts it at once."""
+    source = Path(path).resolve()
+    with _open(config, deployment_dir) as event:
+        name = name or source.stem
+        event.submit(source, name)
+        limit = event.config.worker.timeout
+    said = {"event": event.config.event_name, "name": name, "state": "new", "time_limit": limit}
+    _say(said, f"Submitted {name!r}; it may train for {limit:g} s.", as_json=json_)
+
+
+@task(positional=["name"], help={**LOOK, "name": "the submission"})
+@front_door
+def cancel(
+    _: Context, name: str, config: str | None = None, deployment_dir: str | None = None, json_: bool = False
+) -> None:
+    """Cancel a submission that waits or runs."""
+    with _open(config, deployment_dir) as event:
+        state = event.store.request_cancel(name)
+    said = {"event": event.config.event_name, "name": name, "state": state.value}
+    ending = "is cancelled" if state.is_final else "is being ended by the dispatcher that runs it"
+    _say(said, f"Submission {name!r} {ending}.", as_json=json_)
+
+
+@task(positional=["name"], help={**LOOK, "name": "the submission"})
+@front_door
+def rerun(
+    _: Context, name: str, config: str | None = None, deployment_dir: str | None = None, json_: bool = False
+) -> None:
+    """Train a submission that has ended once more."""
+    with _open(config, deployment_dir) as event:
+        event.store.rerun(name)
+    _say(
+        {"event": event.config.event_name, "name": name, "state": "new"},
+        f"Submission {name!r} is new again; a running event starts it, otherwise `./inv run-event` does.",
+        as_json=json_,
+    )
+
+
+# -- this project -----------------------------------------------------------------------------------------------------
+
+
+@task(help={"only": "a test file or folder"})
+@front_door
+def test(context: Context, only: str = "tests") -> None:
+    """Run the tests, all of them or a part."""
+    _bring("dev")
+    # One process per core; a part is run as it is, which is quicker to start.
+    parallel = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"] if only == "tests" else []
+    _run(context, [sys.executable, "-m", "pytest", *parallel, only])
+
+
+@task
+@front_door
+def check(context: Context) -> None:
+    """Check format, lint, types and documents, then run the tests. This is what CI runs."""
+    _bring("dev")
+    _run(context, [sys.executable, "-m", "ruff", "format", "--check", "."])
+    _run(context, [sys.executable, "-m", "ruff", "check", "."])
+    _run(context, [sys.executable, "-m", "mypy"])
+    _run(context, [sys.executable, "-m", "pytest", "-q", "tests/unit/test_docs.py"])
+    test(context)
+
+
+@task
+@front_door
+def document(_: Context) -> None:
+    """Write the generated parts of the documents anew: config reference, JSON Schema, README."""
+    from runner.reference import write_documents
+
+    for path in write_documents(ROOT):
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+def _run(_: Context, command: list[str]) -> None:
+    finished = subprocess.run(command, cwd=ROOT, check=False)  # noqa: S603 - an argument list, never a shell
+    if finished.returncode:
+        raise Exit(f"failed: {shlex.join(command[1:])}", code=1)
