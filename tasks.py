@@ -41,7 +41,9 @@ def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
 
 def _bring(requirements: str) -> None:
     """Install a further set of packages on its first use."""
-    subprocess.run([sys.executable, str(ROOT / "inv"), "--bring", requirements], check=True)  # noqa: S603
+    command = [sys.executable, str(ROOT / "inv"), "--bring", requirements]
+    if subprocess.run(command, check=False).returncode:  # noqa: S603 - an argument list, never a shell
+        raise Exit("", code=1)  # inv has said what failed and what to do
 
 
 def _open(config: str | None, deployment_dir: str | None) -> Any:
@@ -297,7 +299,19 @@ def document(_: Context) -> None:
         print(f"wrote {path.relative_to(ROOT)}")
 
 
-def _run(_: Context, command: list[str]) -> None:
-    finished = subprocess.run(command, cwd=ROOT, check=False)  # noqa: S603 - an argument list, never a shell
+@task(help={"upgrade": "take the newest versions in place of those locked now"})
+@front_door
+def lock(context: Context, upgrade: bool = False) -> None:
+    """Compile requirements/*.txt from pyproject.toml, with hashes and without addresses. Needs uv on PATH."""
+    same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "--quiet"]
+    same += ["--upgrade"] if upgrade else []
+    compiled = ["uv", "pip", "compile", "pyproject.toml", "--extra", "build", *same]
+    _run(context, [*compiled, "-o", "requirements/run.txt"])
+    _run(context, [*compiled, "--extra", "dev", "-c", "requirements/run.txt", "-o", "requirements/dev.txt"])
+    _run(context, ["uv", "pip", "compile", "-", "--no-annotate", *same, "-o", "requirements/uv.txt"], given="uv")
+
+
+def _run(_: Context, command: list[str], given: str | None = None) -> None:
+    finished = subprocess.run(command, cwd=ROOT, check=False, input=given, text=True)  # noqa: S603 - an argument list
     if finished.returncode:
         raise Exit(f"failed: {shlex.join(command[1:])}", code=1)
