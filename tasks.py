@@ -78,9 +78,10 @@ def run_event(_: Context, config: str | None = None, deployment_dir: str | None 
     """Train and score every new submission of an event. Ctrl-C ends it and loses nothing."""
     from runner import console
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with _open(config, deployment_dir) as event:
-        view = console.LiveView() if sys.stdout.isatty() else console.PlainView()
+        watched = sys.stdout.isatty()
+        view = console.LiveView(event.states()) if watched else console.PlainView()
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[view.log_handler()])
         dispatcher = event.dispatcher(view)
         signals = _stop_on_signals(dispatcher)
         with view.shown(dispatcher.lives):

@@ -1,8 +1,8 @@
 """What people see: tables, the live view of a running event, plain lines when nobody watches. The only place that prints."""
 
-import sys
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +53,10 @@ class PlainView:
         time = datetime.now().astimezone().strftime("%H:%M:%S")
         print(f"{time} {name}: {state}{reason}{': ' + last if last else ''}", flush=True)
 
+    def log_handler(self) -> logging.Handler:
+        """Return a handler that writes to standard error."""
+        return logging.StreamHandler()
+
     @contextmanager
     def shown(self, lives: Lives) -> Iterator[None]:  # noqa: ARG002, RUF100 - as LiveView
         """Do nothing more while the event runs."""
@@ -59,11 +64,16 @@ class PlainView:
 
 
 class LiveView:
-    """A table, drawn anew while the event runs: what trains now, and how many are in which state."""
+    """A table, drawn anew while the event runs: what trains now, and how many are in which state.
 
-    def __init__(self) -> None:
+    Args:
+        states: those of the submissions that the event has already.
+    """
+
+    def __init__(self, states: Mapping[str, State]) -> None:
+        self._console = printer()
         self._lives: Lives = list
-        self._states: dict[str, State] = {}
+        self._states = dict(states)
         self._lock = threading.Lock()
 
     def moved(self, name: str, state: State, outcome: Outcome | None) -> None:  # noqa: ARG002, RUF100 - as Listener
@@ -71,11 +81,15 @@ class LiveView:
         with self._lock:
             self._states[name] = state
 
+    def log_handler(self) -> logging.Handler:
+        """Return a handler whose lines stay above the table."""
+        return RichHandler(console=self._console, show_path=False, markup=False)
+
     @contextmanager
     def shown(self, lives: Lives) -> Iterator[None]:
         """Show the table until the block ends."""
         self._lives = lives
-        with Live(get_renderable=self._table, console=printer(), refresh_per_second=_REFRESH, transient=True):
+        with Live(get_renderable=self._table, console=self._console, refresh_per_second=_REFRESH, transient=True):
             yield
 
     def _table(self) -> Table:
@@ -145,11 +159,6 @@ def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None
         console.print(f"Ranked by {kit.scores[0].name}, bagged {step} ({better} is better); the other columns are means.")
     else:
         console.print("Not ranked: problem.py could not be read, so the official score is not known.")
-
-
-def complain(message: str) -> None:
-    """Print a message on standard error, as it is."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -57,7 +57,7 @@ class KitError(RampCloudError):
 
 
 class EnvironmentNotBuilt(RampCloudError):
-    """conda could not create or update the kit's environment; nothing half-built is left."""
+    """conda could not create or update the kit's environment; the message says what is left of it."""
 
 
 class StoreError(RampCloudError):

@@ -66,7 +66,7 @@ class Event:
             worker=worker,
             worker_config=worker_config,
             store=self.store,
-            read_kit=lambda: None if python is None else self._read_kit(python),
+            read_kit=lambda: None if python is None else self._read_kit(python, worker.kit_environment(worker_config)),
             listener=listener,
             policy=policy,
             rhythm=rhythm,
@@ -78,6 +78,10 @@ class Event:
         return event_status(
             self.config.event_name, self.store.submissions(), self.store.scores(), dispatcher_lives=alive
         )
+
+    def states(self) -> dict[str, State]:
+        """Return where every submission stands."""
+        return {record.name: record.state for record in self.store.submissions()}
 
     def rows(self, step: str = "valid") -> list[Row]:
         """Return the leaderboard by one step, ``valid`` or ``test``."""
@@ -100,13 +104,13 @@ class Event:
     def finish(self) -> bool:
         """Write the leaderboard; return whether anything of ours failed (a submission in checking_error)."""
         write_leaderboard(self.paths.leaderboard, self.rows(), self.kit())
-        return any(record.state is State.CHECKING_ERROR for record in self.store.submissions())
+        return State.CHECKING_ERROR in self.states().values()
 
-    def _read_kit(self, python: str) -> Kit:
+    def _read_kit(self, python: str, environment: dict[str, str] | None) -> Kit:
         key = kit_key(self.paths.kit_dir, python)
         facts = self.store.kit(key)
         if facts is None:
-            kit = read_kit(self.paths.kit_dir, python)
+            kit = read_kit(self.paths.kit_dir, python, environment=environment)
             self.store.save_kit(key, kit.as_json())
             return kit
         return Kit.from_json(facts)

@@ -8,7 +8,7 @@ import platform
 import sys
 
 
-def main():
+def main() -> None:
     """Write the kit's facts to the answer file."""
     from importlib.metadata import version
 

@@ -5,6 +5,7 @@
 <predictions_dir>/<submission>/fold_<k>/ predictions and scores, the content of training_output
 <logs_dir>/<submission>/log              what the training printed
 <deployment>/events/<event>/leaderboard.csv
+<deployment>/events/<event>/environment.log   what conda printed when it built the event's environment
 <deployment>/events/<event>/runs/<run>/  one attempt's private copy of the submission, while it runs
 """
 
@@ -71,7 +72,7 @@ def check_name(name: str) -> str:
     Spaces, quotes and letters of every script are welcome; names travel as arguments, never through a shell.
 
     Raises:
-        UsageError: the name is empty, starts with a dot, holds a slash or a control character, is not valid text, or
+        UsageError: the name is blank, starts with a dot, holds a slash or a control character, is not valid text, or
             is longer than a folder's name can be.
     """
     reason = _refusal(name)
@@ -81,8 +82,8 @@ def check_name(name: str) -> str:
 
 
 def _refusal(name: str) -> str:
-    if not name or name.startswith("."):
-        return "a name is not empty and does not start with a dot"
+    if not name.strip() or name.startswith("."):
+        return "a name is not blank and does not start with a dot"
     if "/" in name or os.sep in name:
         return "it holds a slash"
     try:

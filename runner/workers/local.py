@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +57,15 @@ class LocalWorker(BaseWorker):
         return {**config, "python": str(python), "ramp_test": str(find_ramp_test(Path(python)))}
 
     @classmethod
+    def kit_environment(cls, config: dict[str, Any]) -> dict[str, str]:
+        """Return our environment without secrets, with the kit's Python first on PATH."""
+        kept = {name: value for name, value in os.environ.items() if not _is_private(name)}
+        folder = str(Path(config["python"]).parent)
+        kept["PATH"] = os.pathsep.join([folder, kept.get("PATH", os.defpath)])
+        threads = config.get("n_threads")
+        return kept | ({f"{name}_NUM_THREADS": str(threads) for name in _THREAD_VARIABLES} if threads else {})
+
+    @classmethod
     def sweep(cls, config: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> list[str]:
         """End processes and remove folders of runs that no live attempt has; see the contract."""
         known = {state.get("folder") for state in live}
@@ -71,6 +81,9 @@ class LocalWorker(BaseWorker):
 
     def setup(self) -> None:
         """Copy the submission to its run folder and write down what the supervisor is to do."""
+        if "ramp_test" not in self.config:  # used without a dispatcher
+            self.config = self.prepare_event(self.config)
+        self.run = self.run or uuid.uuid4().hex
         self._folder = runs_folder(self.config) / self.run
         try:
             shutil.rmtree(self._folder, ignore_errors=True)  # half of a setup that a crash cut short
@@ -81,7 +94,13 @@ class LocalWorker(BaseWorker):
             spec = {
                 "command": self.command(),
                 "cwd": self.config["kit_dir"],
-                "env": self.environment(),
+                # The log is a file: no colours, and every line at once.
+                "env": {
+                    **self.kit_environment(self.config),
+                    RUN_VARIABLE: self.run,
+                    "PYTHONUNBUFFERED": "1",
+                    "TERM": "dumb",
+                },
                 "log": str(log),
                 "timeout": self.timeout,
                 "output": str(self._copy.parent),
@@ -108,18 +127,6 @@ class LocalWorker(BaseWorker):
             "--save-output",
             "--ignore-warning",
         ]
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment of the training: ours without secrets, with the kit's Python first on PATH."""
-        kept = {name: value for name, value in os.environ.items() if not _is_private(name)}
-        folder = str(Path(self.config["ramp_test"]).parent)
-        kept["PATH"] = os.pathsep.join([folder, kept.get("PATH", os.defpath)])
-        # The log is a file: no colours, and every line at once.
-        kept |= {RUN_VARIABLE: self.run, "PYTHONUNBUFFERED": "1", "TERM": "dumb"}
-        threads = self.config.get("n_threads")
-        if threads:
-            kept |= {f"{name}_NUM_THREADS": str(threads) for name in _THREAD_VARIABLES}
-        return kept
 
     def launch_submission(self) -> None:
         """Start the supervisor in a session of its own."""
@@ -296,7 +303,7 @@ class LocalWorker(BaseWorker):
 
 def runs_folder(config: Mapping[str, Any]) -> Path:
     """Return the folder of an event's runs on this machine."""
-    return Path(config["deployment_dir"]) / "events" / config["event_name"] / "runs"
+    return Path(config["deployment_dir"], "events", config["event_name"], "runs")
 
 
 def _is_private(name: str) -> bool:
