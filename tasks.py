@@ -32,7 +32,7 @@ def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
             raise Exit(error.for_organiser(), code=error.exit_code) from error
         except (Exit, KeyboardInterrupt, BrokenPipeError):
             raise
-        except Exception as error:  # noqa: BLE001 - the front door: nothing may end without a word on what to do
+        except Exception as error:  # the front door: nothing may end without a word on what to do
             traceback.print_exc()
             raise Exit(f"This is a defect of ramp-cloud ({error}); please report the lines above.", code=1) from error
 
@@ -270,7 +270,7 @@ def rerun(
 
 @task(help={"only": "a test file or folder"})
 @front_door
-def test(context: Context, only: str = "tests") -> None:
+def test(context: Context, only: str = "tests") -> None:  # noqa: PT028 - a task, not a test
     """Run the tests, all of them or a part."""
     _bring("dev")
     # One process per core; a part is run as it is, which is quicker to start.
@@ -294,18 +294,19 @@ def check(context: Context) -> None:
 @front_door
 def document(_: Context) -> None:
     """Write the generated parts of the documents anew: config reference, JSON Schema, README."""
-    from runner.reference import write_documents
+    from runner.reference import documents
 
-    for path in write_documents(ROOT):
-        print(f"wrote {path.relative_to(ROOT)}")
+    for path, text in documents(ROOT).items():
+        path.write_text(text, encoding="utf-8")
+        print(f"Wrote {path.relative_to(ROOT)}")
 
 
 @task(help={"upgrade": "take the newest versions in place of those locked now"})
 @front_door
 def lock(context: Context, upgrade: bool = False) -> None:
     """Compile requirements/*.txt from pyproject.toml, with hashes and without addresses. Needs uv on PATH."""
-    same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "--quiet"]
-    same += ["--upgrade"] if upgrade else []
+    same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header"]
+    same += ["--quiet", *(["--upgrade"] if upgrade else [])]
     compiled = ["uv", "pip", "compile", "pyproject.toml", "--extra", "build", *same]
     _run(context, [*compiled, "-o", "requirements/run.txt"])
     _run(context, [*compiled, "--extra", "dev", "-c", "requirements/run.txt", "-o", "requirements/dev.txt"])

@@ -123,7 +123,8 @@ def main() -> None:
     rounds = [measure(asked.submissions, asked.workers) for _ in range(asked.rounds)]
     result: dict[str, Any] = {name: round(statistics.median(one[name] for one in rounds), 4) for name in rounds[0]}
     result |= {"submissions": asked.submissions, "workers": asked.workers, "rounds": asked.rounds}
-    result |= {"machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"}
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    result["machine"] = machine
     print(json.dumps(result, indent=2))
 
 

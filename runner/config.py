@@ -24,7 +24,10 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     if not value:
         raise ValueError("an empty path would mean the deployment folder; write . for it")
     base: Path = (info.context or {}).get("deployment_dir", Path())
-    return Path(os.path.normpath(base / Path(value).expanduser()))
+    try:
+        return Path(os.path.normpath(base / Path(value).expanduser()))
+    except RuntimeError as error:
+        raise ValueError("the home folder after ~ is not known; write the path out") from error
 
 
 FilePath = Annotated[Path, BeforeValidator(_resolve)]
@@ -46,7 +49,7 @@ class RampSection(_Section):
         default=False, description="Kept for ramp-board's web server; it has no effect on running."
     )
     kit_dir: FilePath = Field(
-        Path(), description="The kit: problem.py, submissions/<sandbox_dir>. Default: `ramp-kits/<problem_name>`."
+        Path(), description="The kit: problem.py and `submissions/<sandbox_dir>`. Default: `ramp-kits/<problem_name>`."
     )
     data_dir: FilePath = Field(
         Path(), description="The folder that holds `data/`. Default: `ramp-data/<problem_name>`."
@@ -107,7 +110,9 @@ class CondaSection(_ProcessSection):
 class AwsSection(WorkerSection):
     """Keys of ``worker_type: aws`` as the predecessor knew them."""
 
-    worker_type: Literal["aws"] = Field(description="Runs each submission on an EC2 instance.")
+    worker_type: Literal["aws"] = Field(
+        description="Runs each submission on an EC2 instance. This version reads the keys and cannot run it yet."
+    )
     access_key_id: str | None = Field(None, description="Key of the account. Default: boto3's own search.")
     secret_access_key: str | None = Field(None, description="Secret of the key. Better not in this file.")
     profile_name: str | None = Field(None, description="Named profile of boto3's config files.")
@@ -127,7 +132,9 @@ class AwsSection(WorkerSection):
 class DaskSection(WorkerSection):
     """Keys of ``worker_type: dask`` as the predecessor knew them."""
 
-    worker_type: Literal["dask"] = Field(description="Runs submissions on a Dask cluster.")
+    worker_type: Literal["dask"] = Field(
+        description="Runs submissions on a Dask cluster. This version reads the keys and cannot run it yet."
+    )
     dask_scheduler: str = Field(description="Address of the scheduler: tcp://…, tls://… or `local`.")
     conda_env: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="Name of the conda environment on the workers."
@@ -149,10 +156,16 @@ class DispatcherSection(_Section):
         None, description="When no submission is left: `exit` ends; `sleep` and None keep waiting for new ones."
     )
     n_workers: int = Field(
-        -1, ge=-10_000, le=10_000, description="Submissions at once. -k means max(cores + 1 - k, 1). Default: every core."
+        -1,
+        ge=-10_000,
+        le=10_000,
+        description="Submissions at once, not 0. -k means max(cores + 1 - k, 1). Default: -1, every core.",
     )
     n_threads: int | None = Field(
-        None, ge=1, le=10_000, description="Threads that each submission may use (OMP, MKL, OpenBLAS …). Default: as is."
+        None,
+        ge=1,
+        le=10_000,
+        description="Threads that each submission may use (OMP, MKL, OpenBLAS …). Default: what its packages choose.",
     )
     time_between_collection: Seconds = Field(
         1.0, description="Seconds between two looks at workers that cannot tell by themselves that they ended."

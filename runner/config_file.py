@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -71,7 +72,7 @@ class _Reading:
 def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     """Read and check the file; see ``runner.config.load_config``."""
     document = read_yaml(path)
-    deployment = Path(os.path.abspath(deployment_dir or path.parent))
+    deployment = Path(os.path.abspath(deployment_dir or path.parent))  # noqa: PTH100 - resolve() would follow links
     reading = _Reading(document=document)
     for key_path, line in document.duplicates.items():
         key = ".".join(map(str, key_path))
@@ -85,7 +86,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
     return EventConfig.model_construct(
-        path=Path(os.path.abspath(path)),
+        path=Path(os.path.abspath(path)),  # noqa: PTH100 - as above
         deployment_dir=deployment,
         ramp=_with_default_folders(ramp, deployment),
         worker=cast(AnyWorkerSection, worker),
@@ -197,8 +198,8 @@ def _place(
     home = homes.get(key)
     if home is None and model is OwnSection:
         # The keys of somebody's own worker are not known here; one that is nearly ours is a slip of the pen.
-        if written_in == "worker" or (written_in is None and not _nearest(key, homes, cutoff=0.8)):
-            home = "worker"
+        slip = written_in is None and _nearest(key, homes, cutoff=0.8)
+        home = "worker" if written_in == "worker" or (written_in is None and not slip) else None
     if home is None:
         _refuse_key(reading, key_path, homes)
     elif written_in is not None and written_in != home:
@@ -206,7 +207,7 @@ def _place(
         reading.add_problem(key_path, f"belongs {where}; move it there")
     else:
         expanded = _expand(reading, key_path, value)
-        if expanded != value:
+        if isinstance(value, str | list | dict) and expanded != value:
             reading.variables.add((home, key))
             info = _models(model)[home].model_fields.get(key)
             if isinstance(expanded, str) and info and not _takes_text(info.annotation):
@@ -271,10 +272,6 @@ def _check(reading: _Reading, section: str, model: type[Model], deployment: Path
                 continue  # said already, with the names of the workers
             prefix: KeyPath = (section,) if (section,) in reading.document.lines else ()
             reading.add_problem(reading.origins.get((section, key), (*prefix, key)), text)
-    except OSError as error:
-        reading.add_problem((section,), f"holds a path that cannot be used: {error.strerror}")
-    except RuntimeError as error:
-        reading.add_problem((section,), f"holds a path that cannot be used: {error}; write it without ~")
     return None
 
 
@@ -293,7 +290,8 @@ def _explain(error: ValidationError, model: type[BaseModel], hidden: Set[str]) -
             continue
         found = "what it holds" if key in _SECRETS | hidden else _shown(detail["input"])
         reason = f": {detail['msg'].removeprefix('Value error, ')}" if detail["type"] == "value_error" else ""
-        quotes = "" if isinstance(detail["input"], str | None) or not _takes_text(field_info.annotation) else _IN_QUOTES
+        is_word = isinstance(detail["input"], int | float | date)  # to YAML, which we then ask to be quoted
+        quotes = _IN_QUOTES if is_word and _takes_text(field_info.annotation) else ""
         yield key, f"cannot be {found}{reason}; allowed: {words}{quotes}"
 
 

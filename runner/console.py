@@ -1,4 +1,4 @@
-"""What people see: tables, the live view of a running event, plain lines when nobody watches. The only place that prints."""
+"""What people see: tables, the live view of a running event, plain lines when nobody watches."""
 
 import logging
 import threading
@@ -51,7 +51,8 @@ class PlainView:
         reason = f" ({outcome.cause})" if outcome and outcome.cause not in {Cause.OK, Cause.SUBMISSION_ERROR} else ""
         last = _last_line(outcome.message) if outcome else ""
         time = datetime.now().astimezone().strftime("%H:%M:%S")
-        print(f"{time} {name}: {state}{reason}{': ' + last if last else ''}", flush=True)
+        printed = f"{time} {name}: {state}{reason}{': ' + last if last else ''}"
+        print(printed, flush=True)  # noqa: T201 - this is the console view
 
     def log_handler(self) -> logging.Handler:
         """Return a handler that writes to standard error."""
@@ -99,13 +100,13 @@ class LiveView:
         title = "   ".join(f"{state}: {count}" for state, count in counts.items())
         table = Table("submission", "attempt", "folds", "elapsed", "limit", box=box.SIMPLE_HEAD, title=title or None)
         for life in self._lives():
-            folds, seconds = life.worker.folds_done(), life.training_seconds
+            folds, seconds = life.folds_done, life.training_seconds
             table.add_row(
                 Text(life.attempt.name),
                 str(life.attempt.number),
                 "" if folds is None else str(folds),
                 "setting up" if seconds is None else f"{seconds:.0f} s",
-                f"{life.worker.timeout:g} s",
+                f"{life.limit:g} s",
             )
         return table
 
@@ -148,7 +149,11 @@ def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None
             _number(row.scores[kind].get(which, {}).get(score.name), score.precision)
             for score in scores
             for kind, which in (
-                ("bagged", "valid"), ("bagged", "test"), ("mean", "train"), ("mean", "valid"), ("mean", "test")
+                ("bagged", "valid"),
+                ("bagged", "test"),
+                ("mean", "train"),
+                ("mean", "valid"),
+                ("mean", "test"),
             )
         ]
         seconds = _number(row.scores["mean"].get("train", {}).get("time"), 1)
@@ -156,7 +161,8 @@ def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None
     console.print(table)
     if kit:
         better = "lower" if kit.scores[0].lower_is_better else "higher"
-        console.print(f"Ranked by {kit.scores[0].name}, bagged {step} ({better} is better); the other columns are means.")
+        ranking = f"Ranked by {kit.scores[0].name}, bagged {step} ({better} is better)"
+        console.print(f"{ranking}; the other columns are means.", markup=False)
     else:
         console.print("Not ranked: problem.py could not be read, so the official score is not known.")
 

@@ -16,11 +16,11 @@ from datetime import datetime
 from typing import Any
 
 from runner.config import EventConfig
-from runner.errors import KitError, RampCloudError, StoreError
+from runner.errors import KitError, StoreError
 from runner.inbox import Inbox
 from runner.kit import Kit
 from runner.life import End, Life, Listener
-from runner.liveness import DEAD_AFTER, lives
+from runner.liveness import DEAD_AFTER, Hearts
 from runner.processes import host_id, started_at
 from runner.records import Attempt
 from runner.retry import RetryPolicy
@@ -37,8 +37,8 @@ class Rhythm:
 
     tick: float = 1.0  # store: cancel requests, what another process submitted
     heartbeat: float = 10.0
-    dead_after: float = DEAD_AFTER
-    reconcile: float = 60.0
+    dead_after: float = DEAD_AFTER  # of a dispatcher of another host
+    reconcile: float = 20.0  # adopt and sweep; several times within dead_after
     margin: float = 900.0  # beyond the time limit: for setup and collection together
     hang: float = 30.0  # for a life that was asked to end
     stop: float = 4.0  # for all lives together when the dispatcher stops
@@ -60,7 +60,7 @@ class Dispatcher:
         config: the event.
         worker: class of its workers; ``worker_config`` is what ``worker.prepare_event`` returned.
         store: the event's truth.
-        read_kit: reads problem.py, in a thread; a KitError that it raises stops the event when the worker needs the kit.
+        read_kit: reads problem.py, in a thread; its KitError stops the event when the worker needs the kit.
         listener: is told what happens.
         policy, clock, rhythm: for tests and for platforms that are slower than this one.
     """
@@ -95,9 +95,10 @@ class Dispatcher:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._next = _Next()
+        self._hearts = Hearts(dead_after=self._rhythm.dead_after)
         self._arriving = True  # whether the inbox may hold something that is not enrolled yet
         self._give_up: dict[str, float] = {}  # when a life that was asked to end is given up, by run
-        self.n_workers = config.dispatcher.workers_on(os.cpu_count() or 1)
+        self.n_workers = config.dispatcher.workers_on(_cores())
 
     # -- from outside --------------------------------------------------------------------------------------------
 
@@ -155,29 +156,25 @@ class Dispatcher:
 
     def _reconcile(self) -> None:
         """Adopt what dead dispatchers left, and sweep what no live attempt has."""
-        for attempt in self._store.adopt(self._id, alive=self._other_living()):
+        others = [other for other in self._store.open_dispatchers() if other.id != self._id]
+        living = self._hearts.living(others, now=self._clock())
+        for other in others:
+            if other.id not in living:
+                self._store.end_dispatcher(other.id)
+        for attempt in self._store.adopt(self._id, alive=living):
             if attempt.run not in self._lives:
                 logger.info("found %s again, attempt %d", attempt.name, attempt.number)
-                self._begin(attempt)
-        live = [attempt.handle for attempt in self._store.live_runs() if attempt.handle]
+                self._begin(attempt, adopted=True)
         try:
-            swept = self._worker.sweep(self._worker_config, live)
-        except (RampCloudError, OSError) as error:
+            swept = self._worker.sweep(self._worker_config, self._live_runs)
+        except Exception as error:  # noqa: BLE001 - part of the guard: a worker's code does not end the dispatcher
             logger.warning("the sweep failed and will be tried again: %s", error)
         else:
             for what in swept:
                 logger.warning("swept: %s", what)
 
-    def _other_living(self) -> list[str]:
-        living = []
-        for other in self._store.open_dispatchers():
-            if other.id == self._id:
-                continue
-            if lives(other, now=self._clock(), dead_after=self._rhythm.dead_after):
-                living.append(other.id)
-            else:
-                self._store.end_dispatcher(other.id)
-        return living
+    def _live_runs(self) -> set[str]:
+        return {attempt.run for attempt in self._store.open_attempts()}
 
     def _enrol(self, now: float) -> None:
         # Set before the scan, so that what arrives during it rings for another one.
@@ -203,16 +200,15 @@ class Dispatcher:
                 return
             self._begin(attempt)
 
-    def _begin(self, attempt: Attempt) -> None:
-        worker = self._worker(dict(self._worker_config), attempt.name)
-        worker.run = attempt.run
+    def _begin(self, attempt: Attempt, *, adopted: bool = False) -> None:
         life = Life(
             attempt,
-            worker,
+            lambda: self._worker(dict(self._worker_config), attempt.name),
+            adopted=adopted,
             store=self._store,
             dispatcher=self._id,
             policy=self._policy,
-            kit=self._kit,
+            kit=self._kit if self._worker.needs_kit else None,
             clock=self._clock,
             listener=self._listener,
             ended=self.ring,
@@ -226,10 +222,10 @@ class Dispatcher:
         for run, life in self._lives.copy().items():
             if run in asked:
                 life.end(End.CANCEL)
-            if life.seconds > life.worker.timeout + self._rhythm.margin:
+            if life.seconds > life.limit + self._rhythm.margin:
                 life.end(End.EXPIRED)
             if life.ending and now >= self._give_up.setdefault(run, now + self._rhythm.hang):
-                logger.error("%r does not end; its slot is given to another submission", life.worker)
+                logger.error("%s does not end; its slot is given to another submission", life.attempt.name)
                 del self._lives[run]
                 life.abandon()
 
@@ -286,3 +282,10 @@ class Dispatcher:
             self._store.end_dispatcher(self._id)
         except StoreError as error:
             logger.warning("the end could not be written down: %s", error.message)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use; a container or batch job may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

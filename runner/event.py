@@ -14,7 +14,7 @@ from runner.inbox import put
 from runner.kit import Kit, kit_key, read_kit
 from runner.layout import EventPaths
 from runner.life import Listener
-from runner.liveness import any_lives
+from runner.liveness import any_seems_alive
 from runner.retry import RetryPolicy
 from runner.scores import Row, leaderboard
 from runner.states import State
@@ -74,7 +74,7 @@ class Event:
 
     def status(self) -> dict[str, Any]:
         """Return the object of ``status --json``."""
-        alive = any_lives(self.store.open_dispatchers(), now=utc_now())
+        alive = any_seems_alive(self.store.open_dispatchers(), now=utc_now())
         return event_status(
             self.config.event_name, self.store.submissions(), self.store.scores(), dispatcher_lives=alive
         )
@@ -136,7 +136,7 @@ def open_event(config: Path, *, deployment_dir: Path | None = None) -> Iterator[
 
 
 def follow_log(path: Path, *, ended: Callable[[], bool], wait: Callable[[float], object]) -> Iterator[str]:
-    """Yield a log's text as it grows, until the submission has ended and all is read. A log that begins anew is read anew."""
+    """Yield a log's text as it grows until the submission has ended; one that begins anew is read from its start."""
     position, inode = 0, None
     while True:
         over = ended()

@@ -1,5 +1,6 @@
 """The folder that submissions arrive in: which are complete, which cannot be named so, and who tells of new ones."""
 
+import errno
 import logging
 import os
 import shutil
@@ -31,51 +32,69 @@ class Inbox:
         self._clock = clock
         self._seen: set[str] = set()
         self._refused: set[str] = set()
+        self._dated_ahead: dict[str, tuple[float, float]] = {}
 
     def scan(self) -> tuple[list[str], float | None]:
-        """Return the submissions that came since the last scan, oldest first, and the seconds after which to look again.
+        """Return the submissions that came since the last scan, oldest first, and the seconds to wait for the next.
 
         A folder that is still being written, or is empty, is left for a later scan: the second value then says when.
-        A name that cannot be a submission's is logged once.
+        A name that cannot be a submission's, and a link in place of a folder, is logged once.
         """
-        ready: list[tuple[int, str]] = []
+        ready: list[tuple[float, str]] = []
         wait: float | None = None
+        now = self._clock()
         for name in self._folders():
             if name in self._seen or not self._has_good_name(name):
                 continue
-            changed = _last_change(self._folder / name)
-            age = None if changed is None else self._clock() - changed
-            if age is not None and age >= SETTLED:
-                ready.append((int(changed or 0), name))
-            elif age is not None:
-                # A change "in the future" (a copied clock) counts as one of now.
-                wait = min(wait or SETTLED, SETTLED - max(age, 0.0))
+            changed = _last_change(self._folder / name, now)
+            if changed is None:
+                continue
+            age = now - self._never_ahead(name, changed, now)
+            if age >= SETTLED:
+                ready.append((changed, name))
+            else:
+                wait = min(wait or SETTLED, SETTLED - age)
         names = [name for _, name in sorted(ready)]
         self._seen.update(names)
         return names, wait
 
+    def _never_ahead(self, name: str, changed: float, now: float) -> float:
+        """Return when a folder changed, by our clock: one dated ahead of it changed when we first saw that date."""
+        if changed <= now:
+            self._dated_ahead.pop(name, None)
+            return changed
+        date, seen = self._dated_ahead.get(name, (changed, now))
+        if date != changed:
+            seen = now
+        self._dated_ahead[name] = (changed, seen)
+        return seen
+
     def _folders(self) -> list[str]:
         try:
             with os.scandir(self._folder) as entries:
-                return [
-                    entry.name
-                    for entry in entries
-                    if not entry.name.startswith(".") and entry.name not in _IGNORED and entry.is_dir()
-                ]
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             logger.warning("submissions_dir cannot be read: %s", error)
             return []
+        visible = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _IGNORED]
+        for entry in visible:
+            # A link could lead out of what the training may read, and one that leads to itself cannot be followed.
+            if entry.is_symlink():
+                self._refuse(entry.name, f"{entry.name!r} is a link; copy the folder itself there")
+        return [entry.name for entry in visible if entry.is_dir(follow_symlinks=False)]
 
     def _has_good_name(self, name: str) -> bool:
-        if name in self._refused:
-            return False
         try:
             check_name(name)
         except UsageError as error:
-            self._refused.add(name)
-            logger.warning("not run: %s", error.message)
+            self._refuse(name, error.message)
             return False
         return True
+
+    def _refuse(self, name: str, reason: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            logger.warning("not run: %s", reason)
 
     def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
         """Call ``ring`` from a thread of its own whenever something changes in the folder, until ``stop`` is set."""
@@ -92,17 +111,23 @@ class Inbox:
             logger.warning("submissions_dir cannot be watched (%s); it is looked at once a minute", error)
 
 
-def _last_change(folder: Path) -> float | None:
-    """Return when anything in a folder changed last (seconds since 1970); None when it holds no file."""
+def _last_change(folder: Path, now: float) -> float | None:
+    """Return when anything in a folder changed last (seconds since 1970); None when it holds no file.
+
+    What cannot be read counts as a file: the submission then ends with a message to its participant.
+    """
     newest, files = 0.0, 0
-    for parent, _, names in os.walk(folder):
+    unreadable: list[OSError] = []
+    for parent, _, names in os.walk(folder, onerror=unreadable.append):
         files += len(names)
-        for path in (parent, *(os.path.join(parent, name) for name in names)):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
             try:
-                newest = max(newest, os.lstat(path).st_mtime)
-            except FileNotFoundError:
-                return time.time()  # it changes under our eyes
-    return newest if files else None
+                newest = max(newest, path.lstat().st_mtime)
+            except PermissionError as error:
+                unreadable.append(error)
+            except OSError:
+                return now  # it changes under our eyes
+    return newest if files or any(isinstance(error, PermissionError) for error in unreadable) else None
 
 
 def put(source: Path, submissions_dir: Path, name: str) -> None:
@@ -119,20 +144,30 @@ def put(source: Path, submissions_dir: Path, name: str) -> None:
     """
     check_name(name)
     target = submissions_dir / name
-    if target.exists():
-        raise UsageError(f"there is a submission {name!r} already; give another --name")
-    if not source.exists():
-        raise UsageError(f"{source} is not there; give the folder or file to submit")
+    if not submissions_dir.is_dir():
+        raise UsageError(f"submissions_dir is not there: {submissions_dir}; create it or correct config.yml")
+    if os.path.lexists(target):
+        raise _taken(name)
+    if not (source.is_dir() or source.is_file()):
+        raise UsageError(f"{source} is no folder or file; give the folder or file to submit")
     # Hidden, so that a dispatcher does not see it before it is whole; the rename is one step.
     partial = submissions_dir / f".{uuid.uuid4().hex}.partial"
     try:
         if source.is_dir():
-            copy_submission(source, partial)
+            copy_submission(source.resolve(), partial)
         else:
-            partial.mkdir(parents=True)
+            partial.mkdir()
             shutil.copyfile(source, partial / source.name)
         partial.rename(target)
-    except FileNotFoundError as error:
-        raise UsageError(f"submissions_dir is not there: {submissions_dir}; create it or correct config.yml") from error
+    except FileExistsError as error:
+        raise _taken(name) from error
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise _taken(name) from error
+        raise UsageError(f"{source} cannot be copied to {target}: {error.strerror}; mend that and try again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _taken(name: str) -> UsageError:
+    return UsageError(f"there is a submission {name!r} already; give another --name")

@@ -1,11 +1,12 @@
 """Run by the kit's own Python: imports problem.py and writes down what it says. Needs nothing of ramp-cloud.
 
-    python kit_probe.py KIT_FOLDER ANSWER_FILE
+python kit_probe.py KIT_FOLDER ANSWER_FILE
 """
 
 import json
 import platform
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -31,8 +32,7 @@ def main() -> None:
         "python": platform.python_version(),
         "ramp_workflow": version("ramp-workflow"),
     }
-    with open(sys.argv[2], "w") as file:
-        json.dump(facts, file)
+    Path(sys.argv[2]).write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One attempt at one submission, from setup to teardown, in a thread of its own."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -8,8 +9,9 @@ from concurrent.futures import Future
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from runner.config import DEFAULT_TIMEOUT
 from runner.errors import Interrupted, RampCloudError, StoreError, SubmissionUnusable, WorkerError
 from runner.kit import Kit
 from runner.records import Attempt, Outcome, Score
@@ -19,9 +21,11 @@ from runner.states import Cause, State
 from runner.store import Store
 from runner.workers.base import TIMEOUT_CODE, BaseWorker, WorkerState
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _FETCH_FAILED = 2  # the predecessor's code for results that could not be fetched
 _GRACE = 15.0  # seconds that a worker has for enforcing the time limit by itself before we do
+_CHECK = "check with `ramp-test --submission <yours> --save-output`"
 _STORE_PAUSE = 5.0  # seconds between two tries to write a result down
 
 
@@ -49,11 +53,13 @@ class Life:
 
     Args:
         attempt: what was claimed or adopted.
-        worker: made for this submission; nothing was called on it.
+        make_worker: makes the worker; called in the life's thread, so that nothing it does can harm the dispatcher.
+        adopted: whether another dispatcher began the attempt.
         store: where every step is written down.
         dispatcher: id of the owner.
         policy: what follows a failure.
-        kit: facts about the kit; a training is not blamed on its participant while the kit itself may be broken.
+        kit: facts about the kit, for workers that need it; nothing is blamed on a participant while the kit itself may
+            be broken.
         clock: the present moment, UTC.
         listener: is told of every state.
         ended: called once, from the life's thread, at its very end.
@@ -62,18 +68,22 @@ class Life:
     def __init__(
         self,
         attempt: Attempt,
-        worker: BaseWorker,
+        make_worker: Callable[[], BaseWorker],
         *,
+        adopted: bool,
         store: Store,
         dispatcher: str,
         policy: RetryPolicy,
-        kit: "Future[Kit | None]",
+        kit: "Future[Kit | None] | None",
         clock: Callable[[], datetime],
         listener: Listener,
         ended: Callable[[], None],
     ) -> None:
         self.attempt = attempt
-        self.worker = worker
+        self.worker: BaseWorker | None = None
+        self.limit = attempt.time_limit or DEFAULT_TIMEOUT
+        self._make_worker = make_worker
+        self._adopted = adopted
         self._begun = time.monotonic()
         self._store = store
         self._dispatcher = dispatcher
@@ -102,7 +112,11 @@ class Life:
         self._end = self._end or why
         if why is End.STOP:
             self._leave.set()
-        self.worker.wake()
+        try:
+            if self.worker is not None:
+                self.worker.wake()
+        except Exception as error:  # noqa: BLE001 - part of the guard: this is the dispatcher's thread
+            logger.warning("%s: its worker could not be woken: %s", self.attempt.name, error)
 
     @property
     def is_over(self) -> bool:
@@ -120,18 +134,28 @@ class Life:
         return self._end
 
     @property
+    def folds_done(self) -> int | None:
+        """Folds that the training has done, None where that is not known."""
+        try:
+            return None if self.worker is None else self.worker.folds_done()
+        except Exception as error:  # noqa: BLE001 - part of the guard: asked by the view, never worth an end
+            logger.debug("%s: its folds could not be counted: %s", self.attempt.name, error)
+            return None
+
+    @property
     def training_seconds(self) -> float | None:
         """Seconds since the training started, None before."""
         return None if self._training_since is None else time.monotonic() - self._training_since
 
     def abandon(self) -> None:
-        """Write a life off whose thread hangs in a worker: end the attempt, so that its late words count for nothing."""
+        """Write off a life whose thread hangs: end the attempt, so that its late words count for nothing."""
         outcome = Outcome(
             cause=Cause.INFRA_ERROR,
-            message="the worker did not answer within the time limit and its margin; the submission will be tried again",
+            message="the worker did not answer within the time limit and a margin; it will be tried again",
             detail=f"{self.worker!r} hangs; its thread was given up",
         )
-        self._finish(outcome, [])
+        with contextlib.suppress(Lost):  # it has ended meanwhile, and only its teardown hangs
+            self._finish(outcome, [])
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
@@ -152,7 +176,8 @@ class Life:
             outcome, scores = self._train()
         except (Lost, StoreError):
             raise
-        except Exception as error:  # noqa: BLE001 - the guard: no submission and no worker may end the dispatcher
+        # SystemExit is a worker's sys.exit(): it would end this thread without a word, and the submission never.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the guard: nobody ends the dispatcher
             outcome, scores = self._outcome_of(error), []
         if outcome.cause is Cause.CANCELLED:
             self._tear_down()  # first, so that a submission that waits again is not still running
@@ -162,41 +187,42 @@ class Life:
             self._tear_down()
 
     def _train(self) -> tuple[Outcome, list[Score]]:
-        worker = self.worker
+        worker = self.worker = self._make_worker()
+        worker.run = self.attempt.run
         if self.attempt.handle is not None:
             worker.resume(self.attempt.handle)
         elif self.attempt.state is not State.SENT_TO_TRAINING or self.attempt.launched:
             raise Interrupted("the worker cannot find its training again; the submission will be tried again")
         else:
             worker.setup()
-            self._check_status("prepared")
+            self._check_status(worker, "prepared")
             self._keep(worker.state())
             if self._end:
                 return self._ended_early(), []
             worker.launch_submission()
-            self._check_status("started")
+            self._check_status(worker, "started")
         self._training_since = time.monotonic()
         self._keep(worker.state())
         self._mark(State.TRAINING)
-        self._wait()
+        self._wait(worker)
         if worker.status == "running":
             return self._ended_early(), []
         if worker.status == "retry":
             raise Interrupted("the machine that trained the submission is gone; it will be tried again")
-        return self._collect()
+        return self._collect(worker)
 
-    def _check_status(self, what: str) -> None:
-        if self.worker.status == "retry":
+    @staticmethod
+    def _check_status(worker: BaseWorker, what: str) -> None:
+        if worker.status == "retry":
             raise Interrupted(f"the submission could not be {what} now; it will be tried again")
-        if self.worker.status == "error":
+        if worker.status == "error":
             raise WorkerError(f"the submission could not be {what}; it will be tried again")
 
-    def _wait(self) -> None:
+    def _wait(self, worker: BaseWorker) -> None:
         """Wait for the training's end, our own end, or the time limit that a worker failed to enforce."""
-        worker = self.worker
         begun = self.attempt.launched
         already = (self._clock() - begun).total_seconds() if begun else 0.0
-        limit = time.monotonic() + max(worker.timeout + _GRACE - already, _GRACE)
+        limit = time.monotonic() + max(self.limit + _GRACE - already, _GRACE)
         while worker.status == "running" and not self._end:
             remaining = limit - time.monotonic()
             if remaining <= 0:
@@ -209,8 +235,7 @@ class Life:
             return Outcome(cause=Cause.INFRA_ERROR, message=f"{End.EXPIRED.value}; the submission will be tried again")
         return Outcome(cause=Cause.CANCELLED, message=self._end.value if self._end else "")
 
-    def _collect(self) -> tuple[Outcome, list[Score]]:
-        worker = self.worker
+    def _collect(self, worker: BaseWorker) -> tuple[Outcome, list[Score]]:
         timed_out = worker.status == "timeout"
         collected = worker.collect_results()
         if collected is None:
@@ -223,7 +248,7 @@ class Life:
         cause = usage.cause or _cause_of(code)
         if timed_out or cause is Cause.TIMEOUT:
             cause, code = Cause.TIMEOUT, TIMEOUT_CODE
-            message = message or f"The training was killed at its time limit of {worker.timeout:g} s."
+            message = message or f"The training was killed at its time limit of {self.limit:g} s."
         elif _is_memory_error(message) and code:
             cause = Cause.OUT_OF_MEMORY
         scores: list[Score] = []
@@ -232,7 +257,7 @@ class Life:
             try:
                 scores = read_scores(Path(worker.config["predictions_dir"]) / self.attempt.name)
             except ScoresUnreadable as error:
-                cause, message = Cause.SUBMISSION_ERROR, f"{error}; check with `ramp-test --submission <yours> --save-output`"
+                cause, message = Cause.SUBMISSION_ERROR, f"{error}; {_CHECK}"
         outcome = Outcome(
             cause=cause,
             message=message,
@@ -245,11 +270,12 @@ class Life:
 
     def _unless_the_kit_is_broken(self, outcome: Outcome) -> Outcome:
         """Do not blame a participant while the kit is still being read, or when it cannot be."""
-        if not outcome.cause.is_participants or self._kit.exception() is None:
+        if self._kit is None or not outcome.cause.is_participants or self._kit.exception() is None:
             return outcome
-        return Outcome(cause=Cause.CANCELLED, message="the kit cannot be read; the submission waits", detail=outcome.message)
+        waits = "the kit cannot be read; the submission waits"
+        return Outcome(cause=Cause.CANCELLED, message=waits, detail=outcome.message)
 
-    def _outcome_of(self, error: Exception) -> Outcome:
+    def _outcome_of(self, error: BaseException) -> Outcome:
         if isinstance(error, SubmissionUnusable):
             return Outcome(cause=Cause.SUBMISSION_ERROR, message=error.message, detail=error.detail)
         if isinstance(error, Interrupted):
@@ -265,27 +291,33 @@ class Life:
         )
 
     def _finish(self, outcome: Outcome, scores: list[Score]) -> None:
-        never_started = outcome.cause is Cause.INTERRUPTED and self._training_since is None and not self.attempt.launched
-        while True:
-            try:
-                state = self._store.finish(
-                    self._dispatcher,
-                    self.attempt.run,
-                    outcome,
-                    decide=lambda failures: self._decide(failures, outcome),
-                    scores=scores,
-                    counts=not never_started,
-                )
-                break
-            except StoreError as error:
-                # A trained result is too dear to lose to a database that is away.
-                if self._leave.is_set():
-                    raise
-                logger.warning("%s: its result is not written down yet: %s", self.attempt.name, error.message)
-                self._leave.wait(_STORE_PAUSE)
+        # That a dispatcher died before the training began says nothing about the submission or its machine.
+        began = self._training_since is not None or self.attempt.launched is not None
+        counts = began or not self._adopted or outcome.cause is not Cause.INTERRUPTED
+        state = self._patiently(
+            lambda: self._store.finish(
+                self._dispatcher,
+                self.attempt.run,
+                outcome,
+                decide=lambda failures: self._decide(failures, outcome),
+                scores=scores,
+                counts=counts,
+            )
+        )
         if state is None:
             raise Lost
         self._listener.moved(self.attempt.name, state, outcome)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Write something down, however long the store is away: a training is too dear to lose to that."""
+        while True:
+            try:
+                return work()
+            except StoreError as error:
+                if self._leave.is_set():
+                    raise
+                logger.warning("%s waits for the store: %s", self.attempt.name, error.message)
+                self._leave.wait(_STORE_PAUSE)
 
     def _decide(self, failures: int, outcome: Outcome) -> Decision:
         if outcome.cause is Cause.CANCELLED and self._end is not End.CANCEL:
@@ -293,17 +325,19 @@ class Life:
         return self._policy.decide(failures=failures, cause=outcome.cause, now=self._clock())
 
     def _tear_down(self) -> None:
+        if self.worker is None:
+            return
         try:
             self.worker.teardown()
         except Exception as error:  # noqa: BLE001 - part of the guard; what could not be released is swept later
             logger.warning("%s: %r could not be torn down: %s", self.attempt.name, self.worker, error)
 
     def _keep(self, handle: WorkerState | None) -> None:
-        if not self._store.save_handle(self._dispatcher, self.attempt.run, handle):
+        if not self._patiently(lambda: self._store.save_handle(self._dispatcher, self.attempt.run, handle)):
             raise Lost
 
     def _mark(self, state: State) -> None:
-        if not self._store.mark(self._dispatcher, self.attempt.run, state):
+        if not self._patiently(lambda: self._store.mark(self._dispatcher, self.attempt.run, state)):
             raise Lost
         self._listener.moved(self.attempt.name, state, None)
 

@@ -5,6 +5,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -16,7 +17,7 @@ _CLOCK_SLACK = 2.0  # seconds by which a start time may move when the machine's 
 def host_id() -> str:
     """Return a name for the set of processes that can see each other: the host, and the container within it."""
     try:
-        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return socket.gethostname()  # no such namespaces here
 

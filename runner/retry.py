@@ -50,4 +50,5 @@ class RetryPolicy:
 
     def _delay(self, failures: int) -> timedelta:
         # The exponent is bounded so that a huge max_attempts cannot overflow timedelta.
-        return min(self.backoff * 2 ** min(max(failures - 1, 0), 20), self.max_backoff)
+        doublings: int = min(max(failures - 1, 0), 20)
+        return min(self.backoff * float(2**doublings), self.max_backoff)

@@ -48,10 +48,14 @@ def _folders(output: Path) -> list[Path]:
 
 
 def _fold_scores(fold: int, path: Path) -> Iterable[Score]:
+    seen: set[str] = set()
     for row in _rows(path, ["step"]):
-        step = row.pop("step")
+        step = _step(row.pop("step"), path)
+        if step in seen:
+            raise ScoresUnreadable(f"{path.parent.name}/{path.name} is damaged: it has the step {step} twice")
+        seen.add(step)
         for name, text in row.items():
-            yield Score(fold=fold, step=_step(step, path), name=name, value=_number(text, path))
+            yield Score(fold=fold, step=step, name=name, value=_number(text, path))
 
 
 def _bagged_scores(path: Path) -> tuple[list[Score], int]:
@@ -84,7 +88,8 @@ def _rows(path: Path, index: list[str]) -> list[dict[str, str]]:
     except (OSError, csv.Error, ValueError) as error:
         raise ScoresUnreadable(f"{name} is damaged: {error}") from error
     complete = all(None not in row and None not in row.values() for row in rows)
-    if header[: len(index)] != index or len(header) != len(set(header)) or not rows or not complete:
+    names_ok = len(header) == len(set(header)) and all(column.isprintable() and column for column in header)
+    if header[: len(index)] != index or not names_ok or not rows or not complete:
         raise ScoresUnreadable(f"{name} is damaged: it is not the table that ramp-test writes")
     return rows
 

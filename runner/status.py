@@ -33,7 +33,6 @@ def event_status(
 
 def submission_status(record: SubmissionRecord, scores: Sequence[Score] | None) -> dict[str, Any]:
     """Return one submission of ``status --json``. Times are UTC, durations in seconds, memory in MB."""
-    over = record.started is not None and record.ended is not None
     return {
         "name": record.name,
         "state": record.state.value,
@@ -42,7 +41,7 @@ def submission_status(record: SubmissionRecord, scores: Sequence[Score] | None) 
         "worker": record.worker,
         "started": _moment(record.started),
         "ended": _moment(record.ended),
-        "seconds": (record.ended - record.started).total_seconds() if over and record.started and record.ended else None,
+        "seconds": _seconds(record.started, record.ended),
         "cpu_seconds": record.cpu_seconds,
         "peak_memory_mb": record.peak_memory_mb,
         "message": record.message or None,
@@ -91,6 +90,10 @@ def write_leaderboard(path: Path, rows: Sequence[Row], kit: Kit | None) -> None:
 def _names(rows: Sequence[Row]) -> list[str]:
     found = {name: None for row in rows for step in row.scores["bagged"].values() for name in step}
     return list(found)
+
+
+def _seconds(started: datetime | None, ended: datetime | None) -> float | None:
+    return (ended - started).total_seconds() if started and ended else None
 
 
 def _moment(value: datetime | None) -> str | None:

@@ -4,14 +4,16 @@ SQLite in WAL mode by default, PostgreSQL by URL. Every method is one short tran
 thread; StoreError means that nothing of it has happened.
 """
 
+import contextlib
 import json
+import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import URL, ColumnElement, Connection, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from runner.database import Database
@@ -23,6 +25,9 @@ from runner.schema import ATTEMPTS, DISPATCHERS, EVENTS, SCORES, SUBMISSIONS
 from runner.states import FINAL, Cause, State, sources_of
 
 MAX_TEXT = 100_000  # characters kept of a message or detail; the log has the rest
+T = TypeVar("T")
+_MAX_INTEGER = 2**31 - 1  # of an INTEGER column in PostgreSQL
+_COLLISIONS = 10  # times that another process may write the same row first
 
 
 def utc_now() -> datetime:
@@ -63,7 +68,9 @@ class Store:
         database = Database(url, patience=patience)
         try:
             bring_up_to_date(database)
-            event_id = database.write(lambda connection: _register(connection, event_name, submissions_dir, clock()))
+            event_id = _against_others(
+                lambda: database.write(lambda connection: _register(connection, event_name, submissions_dir, clock()))
+            )
         except BaseException:
             database.close()
             raise
@@ -86,12 +93,18 @@ class Store:
             "started": self._clock(),
             "heartbeat": self._clock(),
         }
-        self._database.write(lambda connection: connection.execute(insert(DISPATCHERS).values(row)))
+
+        def begin(connection: Connection) -> None:
+            if not connection.execute(select(DISPATCHERS.c.id).where(DISPATCHERS.c.id == row["id"])).scalar():
+                connection.execute(insert(DISPATCHERS).values(row))
+
+        self._database.write(begin)
         return str(row["id"])
 
     def heartbeat(self, dispatcher: str) -> None:
-        """Note that a dispatcher is alive."""
-        statement = update(DISPATCHERS).where(DISPATCHERS.c.id == dispatcher).values(heartbeat=self._clock())
+        """Note that a dispatcher is alive, also when another one has taken it for dead meanwhile."""
+        alive = {"heartbeat": self._clock(), "ended": None}
+        statement = update(DISPATCHERS).where(DISPATCHERS.c.id == dispatcher).values(alive)
         self._database.write(lambda connection: connection.execute(statement))
 
     def end_dispatcher(self, dispatcher: str) -> None:
@@ -106,15 +119,20 @@ class Store:
         return [DispatcherRecord(**row) for row in self._rows(statement)]
 
     def adopt(self, heir: str, *, alive: Iterable[str]) -> list[Attempt]:
-        """Take over every open attempt that no living dispatcher has, and return them.
+        """Take over every open attempt whose dispatcher has ended, and return them together with the heir's own.
 
         Args:
             heir: the dispatcher that takes them.
-            alive: ids of the dispatchers that live, the heir included.
+            alive: ids of the other dispatchers that live; nothing is taken from them.
         """
         mine = select(SUBMISSIONS.c.id).where(SUBMISSIONS.c.event_id == self._event_id).scalar_subquery()
+        # Who has ended is asked here: since ``alive`` was read, another heir may have begun and taken them.
+        ended = select(DISPATCHERS.c.id).where(DISPATCHERS.c.ended.is_not(None)).scalar_subquery()
         orphaned = and_(
-            ATTEMPTS.c.submission_id.in_(mine), ATTEMPTS.c.ended.is_(None), ATTEMPTS.c.dispatcher_id.not_in(list(alive))
+            ATTEMPTS.c.submission_id.in_(mine),
+            ATTEMPTS.c.ended.is_(None),
+            ATTEMPTS.c.dispatcher_id.not_in(list(alive)),
+            or_(ATTEMPTS.c.dispatcher_id == heir, ATTEMPTS.c.dispatcher_id.in_(ended)),
         )
         taking = update(ATTEMPTS).where(orphaned).values(dispatcher_id=heir).returning(ATTEMPTS.c.run)
 
@@ -124,7 +142,7 @@ class Store:
 
         return self._database.write(take)
 
-    def live_runs(self) -> list[Attempt]:
+    def open_attempts(self) -> list[Attempt]:
         """Return every attempt of the event that has not ended, whoever owns it."""
         open_ones = and_(SUBMISSIONS.c.event_id == self._event_id, ATTEMPTS.c.ended.is_(None))
         return self._database.read(lambda connection: _attempts(connection, open_ones))
@@ -143,10 +161,7 @@ class Store:
                 connection.execute(insert(SUBMISSIONS), [{**row, "name": name} for name in added])
             return added
 
-        try:
-            return self._database.write(add)
-        except IntegrityError:
-            return self._database.write(add)  # another dispatcher enrolled one of them in between; see what is left
+        return _against_others(lambda: self._database.write(add))
 
     def claim(self, dispatcher: str, *, worker: str, time_limit: float | None) -> Attempt | None:
         """Take the submission that waits longest, or None when none is due.
@@ -156,14 +171,14 @@ class Store:
         now = self._clock()
         run = uuid.uuid4().hex
         due = or_(SUBMISSIONS.c.not_before.is_(None), SUBMISSIONS.c.not_before <= now)
-        first = (
+        waiting = (
             select(SUBMISSIONS.c.id)
             .where(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.NEW, due)
             .order_by(SUBMISSIONS.c.id)
             .limit(1)
-            .with_for_update(skip_locked=True)  # PostgreSQL: pass over what another dispatcher is taking just now
-            .scalar_subquery()
         )
+        # PostgreSQL: pass over what another dispatcher is taking just now.
+        first = waiting.with_for_update(skip_locked=True).scalar_subquery()
         taking = (
             update(SUBMISSIONS)
             .where(SUBMISSIONS.c.id == first, SUBMISSIONS.c.state == State.NEW)
@@ -172,6 +187,9 @@ class Store:
         )
 
         def take(connection: Connection) -> Attempt | None:
+            # The connection may have broken after the commit; then this is the second time, and the claim stands.
+            if taken := _attempts(connection, ATTEMPTS.c.run == run):
+                return taken[0]
             row = connection.execute(taking).one_or_none()
             if row is None:
                 return None
@@ -181,7 +199,7 @@ class Store:
             return _attempts(connection, ATTEMPTS.c.run == run)[0]
 
         # Looking first spares a writing transaction every time that nothing waits.
-        return self._database.write(take) if self._database.read(lambda c: c.execute(select(first)).scalar()) else None
+        return self._database.write(take) if self._database.read(lambda c: c.execute(waiting).scalar()) else None
 
     def next_due(self) -> datetime | None:
         """Return when the next submission that waits out a back-off may be claimed; None when none waits."""
@@ -207,9 +225,9 @@ class Store:
         running = update(SUBMISSIONS).where(this).values(cancel_requested=True)
 
         def cancel(connection: Connection) -> State:
+            state = self._state(connection, name, hold=True)
             if connection.execute(waiting).rowcount:
                 return State.CANCELLED
-            state = self._state(connection, name)
             if state.is_final:
                 raise UsageError(f"submission {name!r} has ended ({state}); there is nothing to cancel")
             connection.execute(running)
@@ -222,9 +240,7 @@ class Store:
         statement = (
             select(ATTEMPTS.c.run)
             .join(SUBMISSIONS, SUBMISSIONS.c.run == ATTEMPTS.c.run)
-            .where(
-                ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None), SUBMISSIONS.c.cancel_requested
-            )
+            .where(ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None), SUBMISSIONS.c.cancel_requested)
         )
         return self._database.read(lambda connection: set(connection.execute(statement).scalars()))
 
@@ -248,8 +264,12 @@ class Store:
     # -- one attempt ---------------------------------------------------------------------------------------------
 
     def save_handle(self, dispatcher: str, run: str, handle: Mapping[str, Any] | None) -> bool:
-        """Keep what a worker needs to find its training again; False when the attempt is no longer ours."""
-        kept = None if handle is None else json.loads(json.dumps(dict(handle)))
+        """Keep what a worker needs to find its training again; False when the attempt is no longer ours.
+
+        Raises:
+            TypeError, ValueError: the handle is no JSON.
+        """
+        kept = None if handle is None else json.loads(json.dumps(dict(handle), allow_nan=False))
         statement = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(handle=kept)
         return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
@@ -295,28 +315,45 @@ class Store:
         ending = {
             "ended": self._clock(),
             "cause": outcome.cause,
-            "returncode": outcome.returncode,
-            "cpu_seconds": outcome.cpu_seconds,
-            "peak_memory_mb": outcome.peak_memory_mb,
+            "returncode": _storable_integer(outcome.returncode),
+            "cpu_seconds": _storable_number(outcome.cpu_seconds),
+            "peak_memory_mb": _storable_number(outcome.peak_memory_mb),
             "message": _storable(outcome.message),
             "detail": _storable(outcome.detail),
         }
         ended = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(ending)
-        current = select(SUBMISSIONS.c.failures, SUBMISSIONS.c.cancel_requested).where(SUBMISSIONS.c.run == run)
+        this = SUBMISSIONS.c.run == run
+        # Held, so that a cancel cannot come between this look and the submission's next state.
+        current = select(SUBMISSIONS.c.failures, SUBMISSIONS.c.cancel_requested).where(this).with_for_update()
+        by_us = (ATTEMPTS.c.run == run, ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended == ending["ended"])
         rows = [
-            {"run": run, "fold": score.fold, "step": score.step, "name": score.name, "value": score.value}
+            {
+                "run": run,
+                "fold": _storable_integer(score.fold),
+                "step": score.step,
+                "name": _storable(score.name),
+                "value": _storable_number(score.value),
+            }
             for score in scores
         ]
 
         def end(connection: Connection) -> State | None:
             if connection.execute(ended).rowcount != 1:
-                return None
+                # The connection may have broken after the commit; then this is the second time, and all is written.
+                done = select(SUBMISSIONS.c.state).join(ATTEMPTS, ATTEMPTS.c.run == SUBMISSIONS.c.run).where(*by_us)
+                state = connection.execute(done).scalar()
+                return None if state is None else State(state)
             row = connection.execute(current).one()
             failures = row.failures + (1 if outcome.cause.is_ours and counts else 0)
             decision = decide(failures)
             state = State.CANCELLED if row.cancel_requested and decision.state is State.NEW else decision.state
-            values = {"state": state, "failures": failures, "not_before": decision.not_before, "cancel_requested": False}
-            connection.execute(update(SUBMISSIONS).where(SUBMISSIONS.c.run == run).values(values))
+            values = {
+                "state": state,
+                "failures": failures,
+                "not_before": decision.not_before,
+                "cancel_requested": False,
+            }
+            connection.execute(update(SUBMISSIONS).where(this).values(values))
             if rows:
                 connection.execute(insert(SCORES), rows)
             return state
@@ -337,7 +374,9 @@ class Store:
             .order_by(SUBMISSIONS.c.id)
         )
         return [
-            SubmissionRecord(**{**row, "state": State(row["state"]), "cause": Cause(row["cause"]) if row["cause"] else None})
+            SubmissionRecord(
+                **{**row, "state": State(row["state"]), "cause": Cause(row["cause"]) if row["cause"] else None}
+            )
             for row in self._rows(statement)
         ]
 
@@ -389,14 +428,24 @@ class Store:
         # The fence: a dispatcher that was taken for dead can wake up, but it can no longer write.
         return ATTEMPTS.c.run == run, ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None)
 
-    def _state(self, connection: Connection, name: str) -> State:
-        state = connection.execute(select(SUBMISSIONS.c.state).where(self._this(name))).scalar()
+    def _state(self, connection: Connection, name: str, *, hold: bool = False) -> State:
+        statement = select(SUBMISSIONS.c.state).where(self._this(name))
+        # Held, so that the attempt cannot end between this look and what is written next.
+        state = connection.execute(statement.with_for_update() if hold else statement).scalar()
         if state is None:
             raise NoSuchSubmission(f"the event has no submission {name!r}; `./inv status` lists them")
         return State(state)
 
     def _rows(self, statement: Any) -> list[dict[str, Any]]:
         return self._database.read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+
+
+def _against_others(work: Callable[[], T]) -> T:
+    """Do what others may be doing at the same moment: see what is left after a row of theirs came first."""
+    for _ in range(_COLLISIONS):
+        with contextlib.suppress(IntegrityError):
+            return work()
+    return work()
 
 
 def _register(connection: Connection, name: str, submissions_dir: str, now: datetime) -> int:
@@ -423,7 +472,7 @@ def _attempts(connection: Connection, condition: ColumnElement[bool]) -> list[At
         .where(condition)
         .order_by(ATTEMPTS.c.started)
     )
-    rows: Sequence[Row[Any]] = connection.execute(statement).all()
+    rows = connection.execute(statement).all()
     return [Attempt(**{**row._asdict(), "state": State(row.state)}) for row in rows]
 
 
@@ -434,3 +483,17 @@ def _storable(text: str) -> str:
         return text
     half = MAX_TEXT // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out, the log has them …]\n{text[-half:]}"
+
+
+def _storable_integer(value: int | None) -> int | None:
+    """Make a number that a training or a worker chose fit for any database."""
+    return None if value is None else max(min(value, _MAX_INTEGER), -_MAX_INTEGER)
+
+
+def _storable_number(value: float | None) -> float | None:
+    """Keep what JSON can show: a finite number, or None."""
+    try:
+        number = math.nan if value is None else float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

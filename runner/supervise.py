@@ -79,7 +79,7 @@ class Supervisor:
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self._folder = folder
         self._spec = spec
-        self._log = BoundedLog(Path(spec["log"]).open("wb", buffering=0), int(spec["max_log"]))
+        self._log = BoundedLog(Path(spec["log"]).open("wb", buffering=0), int(spec["max_log"]))  # noqa: SIM115 - its end() closes
         self._selector = selectors.DefaultSelector()
         self._ending = ""  # why we ended the training, if we did
         self._children: dict[int, int] = {}  # pid -> wait status, of every process that we reaped
@@ -104,13 +104,13 @@ class Supervisor:
             self._log.end(f"the training could not be started: {error}")
             _write_json(self._folder / OUTCOME_FILE, {"not_started": str(error)})
             return
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        self._selector.register(process.stdout, selectors.EVENT_READ)
+        output = process.stdout.fileno() if process.stdout else -1
+        os.set_blocking(output, False)
+        self._selector.register(output, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
-        self._watch(process, woken)
-        self._end_leftovers()
-        self._drain(process.stdout.fileno(), time.monotonic() + _LAST_WORDS)
+        self._watch(process.pid, output, woken)
+        self._end_leftovers(output, woken)
+        self._drain(output, time.monotonic() + _LAST_WORDS)
         self._log.end(self._last_words())
         status = self._children.get(process.pid)
         process.returncode = 0  # reaped by us, so that Popen does not look for it
@@ -151,12 +151,10 @@ class Supervisor:
             preexec_fn=prepare,  # noqa: PLW1509, RUF100 - this process has one thread
         )
 
-    def _watch(self, process: "subprocess.Popen[bytes]", woken: int) -> None:
-        assert process.stdout is not None
-        output = process.stdout.fileno()
+    def _watch(self, pid: int, output: int, woken: int) -> None:
         deadline = time.monotonic() + float(self._spec["timeout"])
         next_look = time.monotonic() + _TICK
-        while process.pid not in self._children:
+        while pid not in self._children:
             now = time.monotonic()
             if now >= deadline:
                 self._end("timeout")
@@ -165,7 +163,7 @@ class Supervisor:
                 if _size_of(Path(self._spec["output"]), int(self._spec["max_output"])) > int(self._spec["max_output"]):
                     self._end("output")
             if self._ending:
-                self._kill(process.pid)
+                self._kill(pid)
             for key, _ in self._selector.select(max(min(deadline, next_look) - time.monotonic(), 0.01)):
                 if key.fd == woken:
                     _empty(woken)
@@ -181,17 +179,14 @@ class Supervisor:
             os.killpg(pid, signal.SIGKILL)
         self._kill_descendants()
 
-    def _end_leftovers(self) -> None:
+    def _end_leftovers(self, output: int, woken: int) -> None:
         """End what the training left behind: as their adopter we see every process that lost its parent."""
         give_up = time.monotonic() + _LAST_WORDS
         while self._reap() and time.monotonic() < give_up:
             self._kill_descendants()
             self._selector.select(0.05)
-            for key in list(self._selector.get_map().values()):
-                if isinstance(key.fileobj, int):
-                    _empty(key.fileobj)
-                else:
-                    self._read(key.fd)
+            _empty(woken)
+            self._read(output)
 
     def _kill_descendants(self) -> None:
         import psutil

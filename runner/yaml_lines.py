@@ -48,10 +48,10 @@ def read_yaml(path: Path) -> YamlDocument:
     loader = _loader(path)
     try:
         root = loader.get_single_node()
-        if root is None:
+        if root is None or root.tag == "tag:yaml.org,2002:null":
             raise ConfigError(f"{path}: the file is empty; write one with `./inv new-event NAME --kit PATH`")
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path}:{_line(root)}: expected `key: value` lines, found a {_kind(root)}; write such lines")
+            raise ConfigError(f"{path}:{_line(root)}: found a {_kind(root)}; write `key: value` lines instead")
         document = YamlDocument(path=path, data={})
         _index(root, (), document, [MAX_VALUES])
         document.data.update(loader.construct_document(root))
@@ -74,11 +74,10 @@ def read_yaml(path: Path) -> YamlDocument:
 
 
 def read_scalar(text: str) -> object:
-    """Return what a text is when it stands in a YAML file without quotes, such as 5 for ``5``; itself if it is a text."""
+    """Return what a text would be in a YAML file without quotes: the number 5 for ``5``, a text for any other."""
     loader = yaml.SafeLoader("")
     try:
-        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-        value: object = loader.construct_object(yaml.ScalarNode(tag, text))
+        value: object = loader.construct_object(yaml.ScalarNode(_plain_tag(loader, text), text))
     except (yaml.YAMLError, ValueError):
         return text
     finally:
@@ -93,7 +92,7 @@ def _loader(path: Path) -> yaml.SafeLoader:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(
-            f"{path}:{line}: holds the control character {error.character!r}, so it is no YAML; remove it"
+            f"{path}:{line}: holds the control character {error.character:#04x}, so it is no YAML text; remove it"
         ) from error
 
 
@@ -135,9 +134,7 @@ def _index(node: yaml.Node, key_path: KeyPath, document: YamlDocument, budget: l
             _index_pair(key, value, key_path, document, budget)
 
 
-def _index_pair(
-    key: yaml.Node, value: yaml.Node, parent: KeyPath, document: YamlDocument, budget: list[int]
-) -> None:
+def _index_pair(key: yaml.Node, value: yaml.Node, parent: KeyPath, document: YamlDocument, budget: list[int]) -> None:
     line = _line(key)
     if not isinstance(key, yaml.ScalarNode):
         raise ConfigError(f"{document.path}:{line}: a key must be a word, found a {_kind(key)}; write a word")
@@ -162,14 +159,18 @@ def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
         return
     loader = yaml.SafeLoader("")
     try:
-        if node.tag != loader.resolve(yaml.ScalarNode, node.value, (True, False)):
+        if node.tag != _plain_tag(loader, node.value):
             raise ConfigError(f"{where}: tags (!…) are not read here; put a value that starts with ! in quotes")
         # str is what a message does with a number, and Python refuses it for very long ones.
         str(loader.construct_object(node))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: holds a number or date that cannot be; mend it, or put a text in quotes") from error
+        raise ConfigError(f"{where}: not valid YAML: no such number or date; mend it, or put it in quotes") from error
     finally:
         loader.dispose()
+
+
+def _plain_tag(loader: yaml.SafeLoader, text: str) -> str:
+    return str(loader.resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call] # its stub is bare
 
 
 def _line(node: yaml.Node) -> int:
@@ -177,4 +178,6 @@ def _line(node: yaml.Node) -> int:
 
 
 def _kind(node: yaml.Node) -> str:
-    return "list" if isinstance(node, yaml.SequenceNode) else "mapping" if isinstance(node, yaml.MappingNode) else "word"
+    if isinstance(node, yaml.ScalarNode):
+        return "word"
+    return "list" if isinstance(node, yaml.SequenceNode) else "mapping"

@@ -38,19 +38,32 @@ def load_worker(worker_type: str, *, beside: Path | None = None) -> type[BaseWor
         found: object = importlib.import_module(module_name)
         for part in class_name.split("."):
             found = getattr(found, part)
-    except (ImportError, SyntaxError) as error:
+    except ImportError as error:
         raise ConfigError(
             f"worker_type {worker_type}: the module {module_name} cannot be imported: {error}; install it where "
             "ramp-cloud runs, or put it beside config.yml"
         ) from error
     except AttributeError as error:
-        raise ConfigError(f"worker_type {worker_type}: {module_name} has no {class_name}; check the spelling") from error
+        if module_name in sys.modules:
+            raise ConfigError(
+                f"worker_type {worker_type}: {module_name} has no {class_name}; check the spelling"
+            ) from error
+        raise _broken(worker_type, module_name, error) from error
+    except Exception as error:
+        raise _broken(worker_type, module_name, error) from error
     if not (isinstance(found, type) and issubclass(found, BaseWorker)):
         raise ConfigError(
             f"worker_type {worker_type}: {class_name} is not a subclass of runner.workers.base.BaseWorker; "
             "change its base class"
         )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(f"worker_type {worker_type}: {class_name} lacks {', '.join(missing)}; see docs/workers.md")
     return found
+
+
+def _broken(worker_type: str, module_name: str, error: Exception) -> ConfigError:
+    reason = f"{type(error).__name__}: {error}"
+    return ConfigError(f"worker_type {worker_type}: importing {module_name} raises {reason}; mend the module")
 
 
 def _entry_point(name: str) -> str | None:

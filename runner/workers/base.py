@@ -4,9 +4,11 @@ A worker written for ramp-engine works here when its import of BaseWorker names 
 to write one; tests/contract holds every worker to what stands here.
 """
 
+import contextlib
 import threading
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +48,7 @@ class BaseWorker(ABC):
     Attributes:
         status: initialized, setup, running, finished, collected, retry, error, timeout or killed. Reading it has no
             effect; ``poll`` brings it up to date.
-        run: id of the attempt, unique in the world; empty outside the dispatcher.
+        run: id of the attempt, unique in the world. The dispatcher sets its own; without one every object has another.
     """
 
     needs_kit: ClassVar[bool] = False
@@ -56,7 +58,7 @@ class BaseWorker(ABC):
         self.config = config
         self.submission = submission
         self.status = "initialized"
-        self.run = ""
+        self.run = uuid.uuid4().hex
         self._woken = threading.Event()
 
     # -- once per event ------------------------------------------------------------------------------------------
@@ -78,11 +80,21 @@ class BaseWorker(ABC):
         return config.get("python")
 
     @classmethod
-    def sweep(cls, config: dict[str, Any], live: Sequence[WorkerState]) -> list[str]:
-        """Release whatever this event left behind that no live attempt has, and return what that was, in words.
+    def kit_environment(cls, config: dict[str, Any]) -> dict[str, str] | None:
+        """Return the environment variables that ``kit_python`` runs with, None for the dispatcher's own."""
+        return None
 
-        Called when a dispatcher starts and every minute. Must not touch what belongs to one of the ``live`` states, to
-        another event or to another owner, nor anything so young that its state may not have been stored yet.
+    @classmethod
+    def sweep(cls, config: dict[str, Any], live_runs: Callable[[], Collection[str]]) -> list[str]:
+        """Release whatever crashes left behind, and return what that was, in words.
+
+        Called when a dispatcher starts and several times a minute. Must not touch what belongs to another event or
+        another owner.
+
+        Args:
+            config: what ``prepare_event`` returned.
+            live_runs: gives the ids (``run``) of the attempts under way. Look first at what is there, then call it: an
+                attempt is stored before anything is made for it, so what it does not name is left over.
         """
         return []
 
@@ -199,9 +211,14 @@ class BaseWorker(ABC):
             self.launch_submission()
             while self.status == "running":
                 self.wait(self.timeout)
-            return self.collect_results()
-        finally:
-            self.teardown()
+            collected = self.collect_results()
+        except BaseException:
+            # What went wrong first is the news; the predecessor's workers refuse a teardown before the collection.
+            with contextlib.suppress(Exception):
+                self.teardown()
+            raise
+        self.teardown()
+        return collected
 
     @staticmethod
     def _check_config_name(config: Mapping[str, Any], param: str) -> None:
@@ -211,6 +228,12 @@ class BaseWorker(ABC):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.submission}): status="{self.status}"'
+
+
+def _get_traceback(content: str) -> str:
+    """Return a log from its first traceback on. Workers written for ramp-engine import it under this name."""
+    start = content.find("Traceback")
+    return content[start:] if start > 0 else content
 
 
 def log_file(config: Mapping[str, Any], submission: str) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,24 +17,33 @@ import psutil
 from runner import supervise
 from runner.errors import Interrupted, WorkerError
 from runner.kit import check_folders, find_ramp_test
-from runner.processes import RUN_VARIABLE, has_argument, host_id, is_same, kill_all, processes_of_run, started_at, wait_for_end
+from runner.processes import (
+    RUN_VARIABLE,
+    has_argument,
+    host_id,
+    is_same,
+    kill_all,
+    processes_of_run,
+    started_at,
+    wait_for_end,
+)
 from runner.states import Cause
 from runner.traceback_text import traceback_in_log
-from runner.transfer import copy_output, copy_submission
+from runner.transfer import copy_output, copy_submission, half_copied
 from runner.workers.base import TIMEOUT_CODE, BaseWorker, Usage, log_file
 
 MEGABYTE = 1_000_000
 _NICENESS = 5  # the dispatcher stays responsive while every core trains
 _THREAD_VARIABLES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "BLIS", "VECLIB_MAXIMUM", "RAYON", "NUMBA")
 _SECRET_WORDS = ("SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
-_GRACE = 60.0  # seconds after which a run folder that nobody knows is taken for left over
+_OVER = ".over"  # a run folder that is given up has this at its end
 
 
 class LocalWorker(BaseWorker):
     """Runs ``ramp-test`` under a supervisor process that outlives the dispatcher.
 
-    The submission is copied to ``events/<event>/runs/<run>/`` and trained there, so that whatever it does to its folder,
-    the participant's files stay as they were sent, and training_output never stands beside them.
+    The submission is copied to ``events/<event>/runs/<run>/`` and trained there: whatever it does to its folder, the
+    participant's files stay as they were sent, and training_output never stands beside them.
     """
 
     needs_kit: ClassVar[bool] = True
@@ -66,16 +75,19 @@ class LocalWorker(BaseWorker):
         return kept | ({f"{name}_NUM_THREADS": str(threads) for name in _THREAD_VARIABLES} if threads else {})
 
     @classmethod
-    def sweep(cls, config: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> list[str]:
+    def sweep(cls, config: dict[str, Any], live_runs: Callable[[], Collection[str]]) -> list[str]:
         """End processes and remove folders of runs that no live attempt has; see the contract."""
-        known = {state.get("folder") for state in live}
-        swept = []
-        for folder in _run_folders(config):
-            with contextlib.suppress(FileNotFoundError):
-                if str(folder) not in known and time.time() - folder.stat().st_mtime > _GRACE:
-                    _release(folder)
-                    swept.append(f"run {folder.name}, left over on this machine")
-        return swept
+        folders = _run_folders(config)
+        unfinished = half_copied(Path(config["predictions_dir"]))
+        live = live_runs() if folders or unfinished else ()
+        over = [folder for folder in folders if folder.name.removesuffix(_OVER) not in live]
+        for folder in over:
+            _release(folder)
+        for run, paths in unfinished.items():
+            if run not in live:
+                for path in paths:
+                    shutil.rmtree(path, ignore_errors=True)
+        return [f"run {folder.name}, left over on this machine" for folder in over]
 
     # -- once per attempt ----------------------------------------------------------------------------------------
 
@@ -321,11 +333,11 @@ def _run_folders(config: Mapping[str, Any]) -> list[Path]:
 
 def _release(folder: Path) -> None:
     """End a run and remove its folder. "Already gone" is success."""
-    given_up = folder.with_name(folder.name + ".over")
+    given_up = folder.with_name(folder.name.removesuffix(_OVER) + _OVER)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(given_up)  # from here on a supervisor that is only now starting finds no folder, and stops
     pid = _read_pid(given_up / supervise.PID_FILE)
-    run = folder.name.removesuffix(".over")
+    run = folder.name.removesuffix(_OVER)
     ended = (given_up / supervise.OUTCOME_FILE).exists()
     if pid is not None and has_argument(pid, str(folder)):
         with contextlib.suppress(psutil.NoSuchProcess):

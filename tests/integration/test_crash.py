@@ -35,7 +35,9 @@ note("end")
 def start(event: EventFolder) -> "subprocess.Popen[str]":
     """Start run-event as its users do."""
     command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "run-event", "--config", str(event.config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def processes_under(folder: Path) -> list[list[str]]:
@@ -142,7 +144,8 @@ def test_what_ended_while_nobody_watched_is_collected(event_folder: Callable[...
 def test_what_died_while_nobody_watched_is_trained_again(event_folder: Callable[..., EventFolder]) -> None:
     event = event_folder()
     begun = event.folder / "begun"
-    code = f"import os, time\nif not os.path.exists({str(begun)!r}):\n    open({str(begun)!r}, 'w').close()\n    time.sleep(600)"
+    first_time = f"if not os.path.exists({str(begun)!r}):\n    open({str(begun)!r}, 'w').close()\n    time.sleep(600)"
+    code = f"import os, time\n{first_time}"
     event.add("unlucky", code)
     first = start(event)
     wait_for(begun.exists)

@@ -1,4 +1,4 @@
-"""Submissions that break things, on purpose or not: each ends in the right state, harms no other, and leaves nothing."""
+"""Submissions that break things: each ends in the right state, harms no other, and leaves nothing."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ import pytest
 
 from runner.processes import processes_of_run
 from runner.states import Cause, State
-from tests.event_folder import EventFolder
+from tests.event_folder import EventFolder, settle
 
 MakeEvent = Callable[..., EventFolder]
 
@@ -31,7 +31,7 @@ def run_beside_a_good_one(event: EventFolder, code: str) -> None:
 
 def test_a_gigabyte_on_standard_output_is_cut_to_the_limit(event_folder: MakeEvent) -> None:
     event = event_folder(max_log_mb=2)
-    code = "line = 'x' * 1_000_000\nprint('first line')\nfor _ in range(1000): print(line)\nraise ValueError('last line')"
+    code = "print('first line')\nfor _ in range(1000): print('x' * 1_000_000)\nraise ValueError('last line')"
 
     run_beside_a_good_one(event, code)
 
@@ -124,10 +124,14 @@ def test_a_submission_that_kills_itself_is_its_own_fault(event_folder: MakeEvent
         pytest.param("import shutil; shutil.rmtree(FOLDER)", "saved no scores", id="deletes its folder"),
         pytest.param("open(OUTPUT + '/fold_0/scores.csv', 'w').write('')", "fold_0/scores.csv is damaged", id="empty"),
         pytest.param(
-            "open(OUTPUT + '/fold_0/scores.csv', 'w').write('step,acc\\ntrain,high\\n')", "'high' is not a number", id="words"
+            "open(OUTPUT + '/fold_0/scores.csv', 'w').write('step,acc\\ntrain,high\\n')",
+            "'high' is not a number",
+            id="words",
         ),
         pytest.param(
-            "open(OUTPUT + '/fold_1/scores.csv', 'wb').write(bytes(range(256)))", "fold_1/scores.csv is damaged", id="bytes"
+            "open(OUTPUT + '/fold_1/scores.csv', 'wb').write(bytes(range(256)))",
+            "fold_1/scores.csv is damaged",
+            id="bytes",
         ),
         pytest.param(
             "open(OUTPUT + '/bagged_scores.csv', 'w').write('x' * 2_000_000)", "larger than", id="two megabytes"
@@ -189,8 +193,6 @@ def test_scores_that_a_participant_sent_along_do_not_count(event_folder: MakeEve
     forged = folder / "training_output" / "fold_0"
     forged.mkdir(parents=True)
     (forged / "scores.csv").write_text("step,acc\ntrain,1.0\nvalid,1.0\n")
-    from tests.event_folder import settle
-
     settle(folder)
 
     event.run()
@@ -200,7 +202,7 @@ def test_scores_that_a_participant_sent_along_do_not_count(event_folder: MakeEve
 
 NAMES = [
     "with spaces",
-    "it's \"quoted\"",
+    'it\'s "quoted"',
     "$(touch x) `touch y` ;&|",
     "-leading-dash",
     "--submission",
@@ -233,7 +235,7 @@ def test_names_that_cannot_be_shown_are_said_once_and_left(
     event = event_folder()
     for name in ("two\nlines", "bell\a", "\u202egnp.exe"):
         event.add(name)
-    os.mkdir(os.fsencode(event.submissions) + b"/latin-\xe9")
+    Path(os.fsdecode(os.fsencode(event.submissions) + b"/latin-\xe9")).mkdir()
     event.add("good")
 
     event.run()
@@ -264,7 +266,8 @@ def test_secrets_of_the_organiser_do_not_reach_the_training(
 
 def test_what_a_training_used_is_known(event_folder: MakeEvent) -> None:
     event = event_folder()
-    event.add("hungry", "held = bytearray(200_000_000)\nimport time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass")
+    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    event.add("hungry", f"held = bytearray(200_000_000)\n{busy}")
 
     event.run()
 

@@ -122,7 +122,9 @@ def test_submit_rerun_cancel_while_nobody_runs_the_event(ended: EventFolder, tmp
 
     ended.run()
 
-    states = {row["name"]: (row["state"], row["attempts"]) for row in answer("status", "--config", config)["submissions"]}
+    states = {
+        row["name"]: (row["state"], row["attempts"]) for row in answer("status", "--config", config)["submissions"]
+    }
     assert states["my idea"] == ("scored", 1)
     assert states["middle"] == ("scored", 2)
     assert states["one file"] == ("cancelled", 0)
@@ -138,7 +140,18 @@ def test_steering_a_running_event(event_folder: Callable[..., EventFolder]) -> N
         wait_for(begun.exists)
         assert answer("status", "--config", config)["state"] == "running"
         following = subprocess.Popen(
-            [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "logs", "long", "--follow", "--config", config],
+            [
+                sys.executable,
+                "-m",
+                "invoke",
+                "--search-root",
+                str(ROOT),
+                "logs",
+                "long",
+                "--follow",
+                "--config",
+                config,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -168,7 +181,9 @@ def test_steering_a_running_event(event_folder: Callable[..., EventFolder]) -> N
         pytest.param(["status", "--config", "nowhere.yml"], 2, "nowhere.yml: no such file", id="no config"),
         pytest.param(["status", "--nonsense"], 1, "nonsense", id="unknown flag"),
         pytest.param(["frobnicate"], 1, "No idea what 'frobnicate' is!", id="unknown task"),
-        pytest.param(["submit", "nowhere"], 2, "is no folder or file; give the folder or file to submit", id="nothing to submit"),
+        pytest.param(
+            ["submit", "nowhere"], 2, "is no folder or file; give the folder or file to submit", id="nothing to submit"
+        ),
     ],
 )
 def test_wrong_use(words: list[str], code: int, said: str, tmp_path: Path, ended: EventFolder) -> None:
@@ -190,7 +205,9 @@ BROKEN = [
         id="problem.py fails",
     ),
     pytest.param(
-        lambda event: (event.kit / "problem.py").write_text("score_types = []"), "name at least one score", id="no scores"
+        lambda event: (event.kit / "problem.py").write_text("score_types = []"),
+        "name at least one score",
+        id="no scores",
     ),
     pytest.param(lambda event: (event.kit / "data").rmdir(), "there is no folder data/ in", id="no data"),
     pytest.param(
@@ -202,7 +219,9 @@ BROKEN = [
         id="no ramp-test",
     ),
     pytest.param(
-        lambda event: event.keys.update(submissions_dir="elsewhere"), "submissions_dir is not there", id="no submissions"
+        lambda event: event.keys.update(submissions_dir="elsewhere"),
+        "submissions_dir is not there",
+        id="no submissions",
     ),
     pytest.param(
         lambda event: event.keys.update(worker_type="no.such:Worker", python=None),

@@ -31,7 +31,10 @@ def main():
         sys.exit(1)
     score = names.get("SCORE", 0.5)
     for number, fold in enumerate(folds):
-        write(os.path.join(fold, "scores.csv"), f"step,acc,time\ntrain,{score},0.5\nvalid,{score},0.25\ntest,{score},0.25\n")
+        write(
+            os.path.join(fold, "scores.csv"),
+            f"step,acc,time\ntrain,{score},0.5\nvalid,{score},0.25\ntest,{score},0.25\n",
+        )
         write(os.path.join(fold, "y_pred_test.npz"), f"predictions of fold {number}")
     bags = "".join(f"{step},{bag},{score}\n" for step in ("valid", "test") for bag in range(2))
     write(os.path.join(output, "bagged_scores.csv"), "step,n_bag,acc\n" + bags)

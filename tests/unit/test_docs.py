@@ -1,0 +1,70 @@
+"""The documents say what is so: every task is named, every link leads somewhere, generated parts are current."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runner.reference import documents
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+
+
+def tasks() -> list[str]:
+    """Return the names of the tasks, read from tasks.py without running it."""
+    found = []
+    for node in ast.parse((ROOT / "tasks.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                called = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if isinstance(called, ast.Name) and called.id == "task":
+                    keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
+                    named = [word.value.value for word in keywords if word.arg == "name"]  # type: ignore[attr-defined]
+                    found.append(named[0] if named else node.name)
+    return found
+
+
+def test_the_readme_names_every_task() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    assert len(tasks()) > 10
+    assert [name for name in tasks() if f"./inv {name}" not in readme] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tasks_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"\./inv ([a-z][a-z-]+)", page.read_text()))
+
+    assert named - set(tasks()) == set()
+
+
+def test_generated_parts_are_current() -> None:
+    stale = [path.name for path, text in documents(ROOT).items() if path.read_text(encoding="utf-8") != text]
+
+    assert stale == [], "run `./inv document`"
+
+
+def test_messages_name_tasks_that_exist() -> None:
+    text = "\n".join(path.read_text() for path in [*ROOT.glob("runner/**/*.py"), ROOT / "tasks.py"])
+
+    assert set(re.findall(r"\./inv ([a-z][a-z-]+)", text)) - set(tasks()) == set()
+
+
+def test_the_project_stands_alone() -> None:
+    command = ["git", "ls-files"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    outside = "../" + "shared"
+
+    told = [name for name in listed if (ROOT / name).is_file() and outside in (ROOT / name).read_text(errors="replace")]
+    assert told == []
