@@ -34,7 +34,8 @@ def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except Exception as error:  # the front door: nothing may end without a word on what to do
             traceback.print_exc()
-            raise Exit(f"This is a defect of ramp-cloud ({error}); please report the lines above.", code=1) from error
+            msg = f"This is a defect of ramp-cloud ({error}); please report the lines above."
+            raise Exit(msg, code=1) from error
 
     return guarded
 
@@ -43,7 +44,8 @@ def _bring(requirements: str) -> None:
     """Install a further set of packages on its first use."""
     command = [sys.executable, str(ROOT / "inv"), "--bring", requirements]
     if subprocess.run(command, check=False).returncode:  # noqa: S603 - an argument list, never a shell
-        raise Exit("", code=1)  # inv has said what failed and what to do
+        msg = ""
+        raise Exit(msg, code=1)  # inv has said what failed and what to do
 
 
 def _open(config: str | None, deployment_dir: str | None) -> Any:
@@ -91,9 +93,11 @@ def run_event(_: Context, config: str | None = None, deployment_dir: str | None 
         console.show_leaderboard(event.rows(), event.kit(), step="valid")
         print(f"Leaderboard written to {event.paths.leaderboard}")
     if signals:
-        raise Exit("Stopped. What was running is new again; the next run-event goes on.", code=128 + signals[0])
+        msg = "Stopped. What was running is new again; the next run-event goes on."
+        raise Exit(msg, code=128 + signals[0])
     if failed:
-        raise Exit("Some submissions ended in checking_error: look at `./inv status`, then `./inv rerun NAME`.", code=1)
+        msg = "Some submissions ended in checking_error: look at `./inv status`, then `./inv rerun NAME`."
+        raise Exit(msg, code=1)
 
 
 def _stop_on_signals(dispatcher: Any) -> list[int]:
@@ -180,7 +184,8 @@ def leaderboard(
     from runner.status import leaderboard_json
 
     if step not in ("valid", "test"):
-        raise UsageError(f"--step cannot be {step!r}; give valid or test")
+        msg = f"--step cannot be {step!r}; give valid or test"
+        raise UsageError(msg)
     with _open(config, deployment_dir) as event:
         rows, kit = event.rows(step), event.kit()
     if json_:
@@ -316,4 +321,5 @@ def lock(context: Context, upgrade: bool = False) -> None:
 def _run(_: Context, command: list[str], given: str | None = None) -> None:
     finished = subprocess.run(command, cwd=ROOT, check=False, input=given, text=True)  # noqa: S603 - an argument list
     if finished.returncode:
-        raise Exit(f"failed: {shlex.join(command[1:])}", code=1)
+        msg = f"failed: {shlex.join(command[1:])}"
+        raise Exit(msg, code=1)

@@ -103,7 +103,8 @@ def measure(submissions: int, workers: int) -> dict[str, Any]:
             for table in submission.glob("training_output/bagged_scores.csv"):
                 ours = event_folder / "events/bench/predictions" / submission.name / table.name
                 if ours.read_bytes() != table.read_bytes():
-                    raise SystemExit(f"the scores of {submission.name} differ")
+                    msg = f"the scores of {submission.name} differ"
+                    raise SystemExit(msg)
     return {
         "pool_seconds": pool_seconds,
         "event_seconds": event_seconds,

@@ -88,12 +88,15 @@ def ask_conda() -> Conda:
             known=tuple(Path(path) for path in said.get("envs", ())),
         )
     except subprocess.TimeoutExpired as error:
-        raise KitError(f"{program} did not answer within {PATIENCE:g} s; {advice}") from error
+        msg = f"{program} did not answer within {PATIENCE:g} s; {advice}"
+        raise KitError(msg) from error
     except subprocess.CalledProcessError as error:
         words = error.stderr.decode("utf-8", "replace").strip()
-        raise KitError(f"{program} failed with code {error.returncode}; {advice}", detail=words[-2000:]) from error
+        msg = f"{program} failed with code {error.returncode}; {advice}"
+        raise KitError(msg, detail=words[-2000:]) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise KitError(f"{program} gave no answer that can be read ({error!r}); {advice}") from error
+        msg = f"{program} gave no answer that can be read ({error!r}); {advice}"
+        raise KitError(msg) from error
 
 
 def is_environment(prefix: Path) -> bool:
@@ -112,8 +115,9 @@ def _find_program() -> str:
         found = shutil.which(candidate) if candidate else None
         if found:
             return found
-    raise KitError(
+    msg = (
         "worker_type conda needs conda, mamba or micromamba, and none is on PATH"
         f"{f' (CONDA_EXE is {by_variable}, which cannot be run)' if by_variable else ''}; install one, set CONDA_EXE "
         "to it, or use worker_type: local with `python:`"
     )
+    raise KitError(msg)

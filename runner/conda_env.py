@@ -59,17 +59,18 @@ def create_environment(config: EventConfig, *, show: Show = lambda text: sys.std
     """
     build = _Build.of(config, show)
     if build.prefix == build.conda.root:
-        raise ConfigError(
+        msg = (
             "conda_env is base, which is conda's own environment and exists already; name another one in config.yml, "
             f"or change base with {build.task('update')}"
         )
+        raise ConfigError(msg)
     with build.locked():
         if is_environment(build.prefix):
-            raise UsageError(f"conda environment {build.name} exists already; change it with {build.task('update')}")
+            msg = f"conda environment {build.name} exists already; change it with {build.task('update')}"
+            raise UsageError(msg)
         if build.prefix.exists():
-            raise UsageError(
-                f"{build.prefix} exists and is no conda environment; remove it or choose another conda_env"
-            )
+            msg = f"{build.prefix} exists and is no conda environment; remove it or choose another conda_env"
+            raise UsageError(msg)
         with build.replacing():
             build.create(otherwise=f"nothing of {build.name} is left", again=build.task("create"))
     return build.sentence("created")
@@ -122,10 +123,11 @@ def environment_file(config: EventConfig) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise KitError(
+    msg = (
         f"there is no environment file: looked for {' and '.join(map(str, candidates))}; write one, or name it in "
         "config.yml with `environment:`"
     )
+    raise KitError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +145,15 @@ class _Build:
     @classmethod
     def of(cls, config: EventConfig, show: Show) -> "_Build":
         if not isinstance(config.worker, CondaSection):
-            raise ConfigError(
+            msg = (
                 f"worker_type is {config.worker.worker_type}, and only `conda` has an environment to build; set "
                 "worker_type: conda and conda_env in config.yml"
             )
+            raise ConfigError(msg)
         name, file = config.worker.conda_env, environment_file(config)
         if not Path(name).expanduser().is_absolute() and _FORBIDDEN & set(name):
-            raise ConfigError(f"conda_env {name!r} is no name for an environment: leave out slash, space, colon and #")
+            msg = f"conda_env {name!r} is no name for an environment: leave out slash, space, colon and #"
+            raise ConfigError(msg)
         conda = ask_conda()
         return cls(
             name=name,
@@ -216,9 +220,12 @@ class _Build:
             code = process.wait()
             undo.pop_all()
         if code:
-            raise EnvironmentNotBuilt(
+            msg = (
                 f"conda could not build {self.name} from {self.file} (code {code}), {otherwise}; read {self.log}, mend "
-                f"the file, and repeat {again}",
+                f"the file, and repeat {again}"
+            )
+            raise EnvironmentNotBuilt(
+                msg,
                 detail="".join(lines).rstrip(),
             )
 
@@ -242,11 +249,11 @@ class _Build:
                         self.show(f"Cleared away what an earlier build of {self.name} left unfinished.\n")
                 yield
         except BlockingIOError as error:
-            raise EnvironmentNotBuilt(f"{self.name} is being built by another process; wait until it ends") from error
+            msg = f"{self.name} is being built by another process; wait until it ends"
+            raise EnvironmentNotBuilt(msg) from error
         except OSError as error:
-            raise EnvironmentNotBuilt(
-                f"{self.name} cannot be built: {error}; check permissions and free space, then repeat"
-            ) from error
+            msg = f"{self.name} cannot be built: {error}; check permissions and free space, then repeat"
+            raise EnvironmentNotBuilt(msg) from error
 
     @contextmanager
     def replacing(self) -> Iterator[None]:
@@ -277,9 +284,8 @@ class _Build:
             with suppress(psutil.Error, OSError):
                 variables = process.environ()
                 if RUN_VARIABLE in variables and variables.get("CONDA_PREFIX") == str(self.prefix):
-                    raise UsageError(
-                        f"submissions are being trained in {self.name}; wait for their end or `./inv cancel` them"
-                    )
+                    msg = f"submissions are being trained in {self.name}; wait for their end or `./inv cancel` them"
+                    raise UsageError(msg)
 
     def sentence(self, verb: str) -> str:
         said = f"The conda environment {self.name} was {verb} from {self.file} ({self.prefix})."

@@ -22,12 +22,14 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str):
         return value
     if not value:
-        raise ValueError("an empty path would mean the deployment folder; write . for it")
+        msg = "an empty path would mean the deployment folder; write . for it"
+        raise ValueError(msg)
     base: Path = (info.context or {}).get("deployment_dir", Path())
     try:
         return Path(os.path.normpath(base / Path(value).expanduser()))
     except RuntimeError as error:
-        raise ValueError("the home folder after ~ is not known; write the path out") from error
+        msg = "the home folder after ~ is not known; write the path out"
+        raise ValueError(msg) from error
 
 
 FilePath = Annotated[Path, BeforeValidator(_resolve)]
@@ -181,7 +183,8 @@ class DispatcherSection(_Section):
     @classmethod
     def _some_workers(cls, value: int) -> int:
         if value == 0:
-            raise ValueError("with 0 workers nothing would run")
+            msg = "with 0 workers nothing would run"
+            raise ValueError(msg)
         return value
 
     def workers_on(self, cores: int) -> int:
@@ -193,25 +196,30 @@ def _known_driver(value: str) -> str:
     try:
         url = make_url(value)
     except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number, or half a password
-        raise ValueError("not a database URL") from error
+        msg = "not a database URL"
+        raise ValueError(msg) from error
     if url.drivername == "sqlite":
         _check_sqlite(url)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in {"sqlite", "postgresql+psycopg"}:
-        raise ValueError(f"the driver {url.drivername} is not supported")
+        msg = f"the driver {url.drivername} is not supported"
+        raise ValueError(msg)
     return url.render_as_string(hide_password=False)
 
 
 def _check_sqlite(url: URL) -> None:
     if url.host:
-        raise ValueError("an SQLite file comes after three slashes, as in sqlite:///events.db")
+        msg = "an SQLite file comes after three slashes, as in sqlite:///events.db"
+        raise ValueError(msg)
     if not url.database or url.database.startswith((":memory:", "file:")):
-        raise ValueError("the store must be a file that outlives the dispatcher, as in sqlite:///events.db")
+        msg = "the store must be a file that outlives the dispatcher, as in sqlite:///events.db"
+        raise ValueError(msg)
     try:
         Path(url.database).expanduser()
     except RuntimeError as error:
-        raise ValueError("the home folder after ~ is not known; write it out") from error
+        msg = "the home folder after ~ is not known; write it out"
+        raise ValueError(msg) from error
 
 
 class StoreSection(_Section):

@@ -145,11 +145,13 @@ def put(source: Path, submissions_dir: Path, name: str) -> None:
     check_name(name)
     target = submissions_dir / name
     if not submissions_dir.is_dir():
-        raise UsageError(f"submissions_dir is not there: {submissions_dir}; create it or correct config.yml")
+        msg = f"submissions_dir is not there: {submissions_dir}; create it or correct config.yml"
+        raise UsageError(msg)
     if os.path.lexists(target):
         raise _taken(name)
     if not (source.is_dir() or source.is_file()):
-        raise UsageError(f"{source} is no folder or file; give the folder or file to submit")
+        msg = f"{source} is no folder or file; give the folder or file to submit"
+        raise UsageError(msg)
     # Hidden, so that a dispatcher does not see it before it is whole; the rename is one step.
     partial = submissions_dir / f".{uuid.uuid4().hex}.partial"
     try:
@@ -164,7 +166,8 @@ def put(source: Path, submissions_dir: Path, name: str) -> None:
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise _taken(name) from error
-        raise UsageError(f"{source} cannot be copied to {target}: {error.strerror}; mend that and try again") from error
+        msg = f"{source} cannot be copied to {target}: {error.strerror}; mend that and try again"
+        raise UsageError(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

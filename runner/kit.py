@@ -54,7 +54,8 @@ def kit_key(kit_dir: Path, python: str) -> str:
     try:
         content = (kit_dir / "problem.py").read_bytes()
     except OSError as error:
-        raise KitError(f"{kit_dir / 'problem.py'} cannot be read: {error.strerror}; check kit_dir") from error
+        msg = f"{kit_dir / 'problem.py'} cannot be read: {error.strerror}; check kit_dir"
+        raise KitError(msg) from error
     return hashlib.sha256(content + b"\0" + python.encode()).hexdigest()
 
 
@@ -81,12 +82,14 @@ def read_kit(kit_dir: Path, python: str, *, environment: Mapping[str, str] | Non
                 )
                 return Kit.from_json(json.loads(answer.read_text()))
             except subprocess.TimeoutExpired as error:
-                raise KitError(f"{kit_dir}/problem.py was not imported within {_PATIENCE:g} s; check it") from error
+                msg = f"{kit_dir}/problem.py was not imported within {_PATIENCE:g} s; check it"
+                raise KitError(msg) from error
             except (subprocess.CalledProcessError, OSError, ValueError, TypeError, KeyError) as error:
-                raise KitError(
+                msg = (
                     f"{kit_dir}/problem.py cannot be used with {python}:\n{traceback_in_log(log) or error}\n"
                     "Mend it, or install what it needs, and check with `ramp-test`."
-                ) from error
+                )
+                raise KitError(msg) from error
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
@@ -97,22 +100,27 @@ def check_folders(config: Mapping[str, Any]) -> None:
     """
     kit, data = Path(config["kit_dir"]), Path(config["data_dir"])
     if not (kit / "problem.py").is_file():
-        raise KitError(f"the kit has no problem.py: looked in {kit} ({_content(kit)}); set kit_dir in config.yml")
+        msg = f"the kit has no problem.py: looked in {kit} ({_content(kit)}); set kit_dir in config.yml"
+        raise KitError(msg)
     if not os.access(kit / "problem.py", os.R_OK):
-        raise KitError(f"{kit / 'problem.py'} cannot be read; check its permissions")
+        msg = f"{kit / 'problem.py'} cannot be read; check its permissions"
+        raise KitError(msg)
     if not (data / "data").is_dir():
-        raise KitError(
+        msg = (
             f"there is no folder data/ in {data} ({_content(data)}); set data_dir in config.yml to the folder that "
             "holds data/, or prepare the data as the kit's README says"
         )
+        raise KitError(msg)
     submissions = Path(config["submissions_dir"])
     if not submissions.is_dir():
-        raise KitError(f"submissions_dir is not there: {submissions}; create it or correct config.yml")
+        msg = f"submissions_dir is not there: {submissions}; create it or correct config.yml"
+        raise KitError(msg)
     for key in ("predictions_dir", "logs_dir"):
         try:
             Path(config[key]).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise KitError(f"{key} cannot be created: {error}; correct config.yml or the permissions") from error
+            msg = f"{key} cannot be created: {error}; correct config.yml or the permissions"
+            raise KitError(msg) from error
 
 
 def find_ramp_test(python: Path) -> Path:
@@ -122,13 +130,15 @@ def find_ramp_test(python: Path) -> Path:
         KitError: the interpreter or its ramp-test is missing.
     """
     if not os.access(python, os.X_OK):
-        raise KitError(f"there is no Python interpreter at {python}; correct `python:` in config.yml")
+        msg = f"there is no Python interpreter at {python}; correct `python:` in config.yml"
+        raise KitError(msg)
     ramp_test = python.parent / "ramp-test"
     if not os.access(ramp_test, os.X_OK):
-        raise KitError(
+        msg = (
             f"ramp-test is missing beside {python}; install it with `{python} -m pip install ramp-workflow` "
             "or name the kit's own environment in config.yml"
         )
+        raise KitError(msg)
     return ramp_test
 
 

@@ -25,7 +25,8 @@ def main() -> None:
         for score in problem.score_types
     ]
     if not scores:
-        raise ValueError("problem.py: score_types is empty; name at least one score")
+        msg = "problem.py: score_types is empty; name at least one score"
+        raise ValueError(msg)
     facts = {
         "title": str(getattr(problem, "problem_title", "")),
         "scores": scores,

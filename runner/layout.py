@@ -77,7 +77,8 @@ def check_name(name: str) -> str:
     """
     reason = _refusal(name)
     if reason:
-        raise UsageError(f"a submission cannot be named {name!r}: {reason}; rename the folder or give --name")
+        msg = f"a submission cannot be named {name!r}: {reason}; rename the folder or give --name"
+        raise UsageError(msg)
     return name
 
 

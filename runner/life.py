@@ -192,7 +192,8 @@ class Life:
         if self.attempt.handle is not None:
             worker.resume(self.attempt.handle)
         elif self.attempt.state is not State.SENT_TO_TRAINING or self.attempt.launched:
-            raise Interrupted("the worker cannot find its training again; the submission will be tried again")
+            msg = "the worker cannot find its training again; the submission will be tried again"
+            raise Interrupted(msg)
         else:
             worker.setup()
             self._check_status(worker, "prepared")
@@ -208,15 +209,18 @@ class Life:
         if worker.status == "running":
             return self._ended_early(), []
         if worker.status == "retry":
-            raise Interrupted("the machine that trained the submission is gone; it will be tried again")
+            msg = "the machine that trained the submission is gone; it will be tried again"
+            raise Interrupted(msg)
         return self._collect(worker)
 
     @staticmethod
     def _check_status(worker: BaseWorker, what: str) -> None:
         if worker.status == "retry":
-            raise Interrupted(f"the submission could not be {what} now; it will be tried again")
+            msg = f"the submission could not be {what} now; it will be tried again"
+            raise Interrupted(msg)
         if worker.status == "error":
-            raise WorkerError(f"the submission could not be {what}; it will be tried again")
+            msg = f"the submission could not be {what}; it will be tried again"
+            raise WorkerError(msg)
 
     def _wait(self, worker: BaseWorker) -> None:
         """Wait for the training's end, our own end, or the time limit that a worker failed to enforce."""
@@ -239,8 +243,9 @@ class Life:
         timed_out = worker.status == "timeout"
         collected = worker.collect_results()
         if collected is None:
+            msg = "the results could not be collected; the submission will be tried again"
             raise WorkerError(
-                "the results could not be collected; the submission will be tried again",
+                msg,
                 detail=f"{type(worker).__name__}.collect_results returned nothing; it must return (code, message)",
             )
         code, message = collected

@@ -52,7 +52,8 @@ def new_event(folder: Path, name: str, kit: str, worker: str, *, clone_limit: fl
     _check(name, worker)
     home = Path(os.path.abspath(folder)) / name  # noqa: PTH100 - resolve() would follow links
     if os.path.lexists(home):
-        raise UsageError(f"{home} is there already; give another name, or remove it")
+        msg = f"{home} is there already; give another name, or remove it"
+        raise UsageError(msg)
     problem, source = _problem_name(kit), _local_kit(kit)
     # Made under another name and renamed at the end, so that there is all of it or nothing.
     partial = home.with_name(f".{uuid.uuid4().hex}.partial")
@@ -65,7 +66,8 @@ def new_event(folder: Path, name: str, kit: str, worker: str, *, clone_limit: fl
             kit_dir.parent.mkdir()
             _clone(kit, kit_dir, clone_limit)
         if not (kit_dir / "problem.py").is_file():
-            raise KitError(f"{kit} is no kit: it has no problem.py; give the folder or repository that has one")
+            msg = f"{kit} is no kit: it has no problem.py; give the folder or repository that has one"
+            raise KitError(msg)
         sandbox = kit_dir / "submissions" / _SANDBOX
         if sandbox.is_dir():
             put(sandbox, event_dir / "submissions", _SANDBOX)
@@ -79,7 +81,8 @@ def new_event(folder: Path, name: str, kit: str, worker: str, *, clone_limit: fl
         (partial / "config.yml").write_text(_config(values, home), encoding="utf-8")
         partial.rename(home)
     except OSError as error:
-        raise UsageError(f"{home} cannot be made: {error.strerror}; mend that or choose another folder") from error
+        msg = f"{home} cannot be made: {error.strerror}; mend that or choose another folder"
+        raise UsageError(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return home / "config.yml"
@@ -87,12 +90,14 @@ def new_event(folder: Path, name: str, kit: str, worker: str, *, clone_limit: fl
 
 def _check(name: str, worker: str) -> None:
     if not _NAME.fullmatch(name):
-        raise UsageError(
+        msg = (
             f"an event cannot be named {name!r:.120}; use up to 100 letters, digits, `_`, `.` and `-`, "
             "a letter or digit first"
         )
+        raise UsageError(msg)
     if worker not in WORKER_SECTIONS:
-        raise UsageError(f"{worker!r} is no worker; give --worker {', '.join(WORKER_SECTIONS)}")
+        msg = f"{worker!r} is no worker; give --worker {', '.join(WORKER_SECTIONS)}"
+        raise UsageError(msg)
 
 
 def _local_kit(kit: str) -> Path | None:
@@ -103,10 +108,11 @@ def _local_kit(kit: str) -> Path | None:
             return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
         if _REMOTE.fullmatch(kit) and "::" not in kit.partition("/")[0]:
             return None
-    raise UsageError(
+    msg = (
         f"{_without_secrets(kit)!r} is no folder and no git address; "
         "give --kit a folder, or an address such as https://github.com/ramp-kits/iris"
     )
+    raise UsageError(msg)
 
 
 def _problem_name(kit: str) -> str:
@@ -138,13 +144,15 @@ def _clone(address: str, target: Path, limit: float) -> None:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise KitError("git is not installed, so the kit cannot be cloned; install it or give a folder") from error
+            msg = "git is not installed, so the kit cannot be cloned; install it or give a folder"
+            raise KitError(msg) from error
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired as error:
-            raise KitError(
+            msg = (
                 f"{_without_secrets(address)} was not cloned within {limit:g} s; clone it yourself and give its folder"
-            ) from error
+            )
+            raise KitError(msg) from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # with the helpers that git started
@@ -153,7 +161,8 @@ def _clone(address: str, target: Path, limit: float) -> None:
             output.seek(0)
             lines = output.read().decode("utf-8", "replace").splitlines()[-_LAST_LINES:]
             said = _without_secrets("\n".join(lines))
-            raise KitError(f"git could not clone {_without_secrets(address)}; check the address:\n{said}")
+            msg = f"git could not clone {_without_secrets(address)}; check the address:\n{said}"
+            raise KitError(msg)
 
 
 def _without_secrets(text: str) -> str:

@@ -31,12 +31,14 @@ def read_scores(output: Path) -> list[Score]:
     """
     folds = sorted((int(match[1]), path) for path in _folders(output) if (match := _FOLD.fullmatch(path.name)))
     if not folds:
-        raise ScoresUnreadable("ramp-test ended without an error but saved no scores")
+        msg = "ramp-test ended without an error but saved no scores"
+        raise ScoresUnreadable(msg)
     found = [score for fold, path in folds for score in _fold_scores(fold, path / "scores.csv")]
     bagged, bags = _bagged_scores(output / "bagged_scores.csv")
     if [fold for fold, _ in folds] != list(range(bags)):
         # Fewer folds than were trained would give another mean, which nobody would notice.
-        raise ScoresUnreadable(f"a fold is missing: bagged_scores.csv speaks of {bags}, there are {len(folds)}")
+        msg = f"a fold is missing: bagged_scores.csv speaks of {bags}, there are {len(folds)}"
+        raise ScoresUnreadable(msg)
     return found + bagged
 
 
@@ -52,7 +54,8 @@ def _fold_scores(fold: int, path: Path) -> Iterable[Score]:
     for row in _rows(path, ["step"]):
         step = _step(row.pop("step"), path)
         if step in seen:
-            raise ScoresUnreadable(f"{path.parent.name}/{path.name} is damaged: it has the step {step} twice")
+            msg = f"{path.parent.name}/{path.name} is damaged: it has the step {step} twice"
+            raise ScoresUnreadable(msg)
         seen.add(step)
         for name, text in row.items():
             yield Score(fold=fold, step=step, name=name, value=_number(text, path))
@@ -64,7 +67,8 @@ def _bagged_scores(path: Path) -> tuple[list[Score], int]:
     for row in _rows(path, ["step", "n_bag"]):
         step, number = _step(row.pop("step"), path), _number(row.pop("n_bag"), path)
         if number != newest.get(step, (-1, {}))[0] + 1:
-            raise ScoresUnreadable(f"{path.name} is damaged: its n_bag does not count from 0")
+            msg = f"{path.name} is damaged: its n_bag does not count from 0"
+            raise ScoresUnreadable(msg)
         newest[step] = (int(number), row)
     scores = [
         Score(fold=None, step=step, name=name, value=_number(text, path))
@@ -78,25 +82,30 @@ def _rows(path: Path, index: list[str]) -> list[dict[str, str]]:
     name = f"{path.parent.name}/{path.name}"
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ScoresUnreadable(f"{name} is larger than {_MAX_BYTES} bytes")
+            msg = f"{name} is larger than {_MAX_BYTES} bytes"
+            raise ScoresUnreadable(msg)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             header = list(reader.fieldnames or [])
             rows = list(reader)
     except FileNotFoundError as error:
-        raise ScoresUnreadable(f"ramp-test ended without an error but {name} is missing") from error
+        msg = f"ramp-test ended without an error but {name} is missing"
+        raise ScoresUnreadable(msg) from error
     except (OSError, csv.Error, ValueError) as error:
-        raise ScoresUnreadable(f"{name} is damaged: {error}") from error
+        msg = f"{name} is damaged: {error}"
+        raise ScoresUnreadable(msg) from error
     complete = all(None not in row and None not in row.values() for row in rows)
     names_ok = len(header) == len(set(header)) and all(column.isprintable() and column for column in header)
     if header[: len(index)] != index or not names_ok or not rows or not complete:
-        raise ScoresUnreadable(f"{name} is damaged: it is not the table that ramp-test writes")
+        msg = f"{name} is damaged: it is not the table that ramp-test writes"
+        raise ScoresUnreadable(msg)
     return rows
 
 
 def _step(text: str, path: Path) -> str:
     if text not in _STEPS:
-        raise ScoresUnreadable(f"{path.parent.name}/{path.name} is damaged: it has a step {text[:40]!r}")
+        msg = f"{path.parent.name}/{path.name} is damaged: it has a step {text[:40]!r}"
+        raise ScoresUnreadable(msg)
     return text
 
 
@@ -105,9 +114,8 @@ def _number(text: str, path: Path) -> float | None:
     try:
         value = float(text) if text else math.nan
     except ValueError as error:
-        raise ScoresUnreadable(
-            f"{path.parent.name}/{path.name} is damaged: {text[:40]!r} is not a number"
-        ) from error
+        msg = f"{path.parent.name}/{path.name} is damaged: {text[:40]!r} is not a number"
+        raise ScoresUnreadable(msg) from error
     return value if math.isfinite(value) else None
 
 

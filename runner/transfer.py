@@ -20,7 +20,8 @@ def copy_submission(source: Path, target: Path) -> None:
             and folders or more than ``MAX_BYTES`` bytes. The message is for the participant.
     """
     if source.is_symlink() or not source.is_dir():
-        raise SubmissionUnusable("the submission's folder is gone or is a link; send the folder again", folder=source)
+        msg = "the submission's folder is gone or is a link; send the folder again"
+        raise SubmissionUnusable(msg, folder=source)
     files = total = 0
     try:
         target.mkdir(parents=True)
@@ -28,21 +29,22 @@ def copy_submission(source: Path, target: Path) -> None:
             destination = target / Path(entry.path).relative_to(source)
             if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
                 name = destination.relative_to(target)
-                raise SubmissionUnusable(f"{name} is a link or a device, which a submission cannot hold; send a file")
+                msg = f"{name} is a link or a device, which a submission cannot hold; send a file"
+                raise SubmissionUnusable(msg)
             files, total = files + 1, total + (0 if entry.is_dir() else entry.stat().st_size)
             if files > MAX_FILES or total > MAX_BYTES:
-                raise SubmissionUnusable(
+                msg = (
                     f"the submission has more than {MAX_FILES:,} files and folders or {MAX_BYTES / 1e6:,.0f} MB; "
                     "send less"
                 )
+                raise SubmissionUnusable(msg)
             if entry.is_dir():
                 destination.mkdir()
             else:
                 shutil.copyfile(entry.path, destination)
     except PermissionError as error:
-        raise SubmissionUnusable(
-            "the submission has a file that cannot be read; set its permissions and send it again", detail=str(error)
-        ) from error
+        msg = "the submission has a file that cannot be read; set its permissions and send it again"
+        raise SubmissionUnusable(msg, detail=str(error)) from error
 
 
 def copy_output(output: Path | None, target: Path, *, mark: str) -> None:

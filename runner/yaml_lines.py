@@ -49,25 +49,30 @@ def read_yaml(path: Path) -> YamlDocument:
     try:
         root = loader.get_single_node()
         if root is None or root.tag == "tag:yaml.org,2002:null":
-            raise ConfigError(f"{path}: the file is empty; write one with `./inv new-event NAME --kit PATH`")
+            msg = f"{path}: the file is empty; write one with `./inv new-event NAME --kit PATH`"
+            raise ConfigError(msg)
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path}:{_line(root)}: found a {_kind(root)}; write `key: value` lines instead")
+            msg = f"{path}:{_line(root)}: found a {_kind(root)}; write `key: value` lines instead"
+            raise ConfigError(msg)
         document = YamlDocument(path=path, data={})
         _index(root, (), document, [MAX_VALUES])
         document.data.update(loader.construct_document(root))
     except yaml.composer.ComposerError as error:
         # The name is not repeated: a password that starts with * or & is read as one.
         where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise ConfigError(
+        msg = (
             f"{where}: not valid YAML: a second document, or a name after * or & that is not there once; "
             "put a value that starts with * or & in quotes"
-        ) from error
+        )
+        raise ConfigError(msg) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}; mend this line") from error
+        msg = f"{where}: not valid YAML: {error.problem or error.context}; mend this line"
+        raise ConfigError(msg) from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: the values are nested too deeply; a config has at most two levels") from error
+        msg = f"{path}: the values are nested too deeply; a config has at most two levels"
+        raise ConfigError(msg) from error
     finally:
         loader.dispose()
     return document
@@ -91,9 +96,8 @@ def _loader(path: Path) -> yaml.SafeLoader:
         return yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise ConfigError(
-            f"{path}:{line}: holds the control character {error.character:#04x}, so it is no YAML text; remove it"
-        ) from error
+        msg = f"{path}:{line}: holds the control character {error.character:#04x}, so it is no YAML text; remove it"
+        raise ConfigError(msg) from error
 
 
 def _read_text(path: Path) -> str:
@@ -101,31 +105,33 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file; write one with `./inv new-event NAME --kit PATH` or give --config"
-        ) from error
+        msg = f"{path}: no such file; write one with `./inv new-event NAME --kit PATH` or give --config"
+        raise ConfigError(msg) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a config.yml") from error
+        msg = f"{path}: cannot be read: {error.strerror}; give the path of a config.yml"
+        raise ConfigError(msg) from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it is not an event's config; check --config")
+        msg = f"{path}: larger than {MAX_BYTES:,} bytes, so it is not an event's config; check --config"
+        raise ConfigError(msg)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
+        msg = f"{path}:{line}: not UTF-8 text; save the file as UTF-8"
+        raise ConfigError(msg) from error
 
 
 def _index(node: yaml.Node, key_path: KeyPath, document: YamlDocument, budget: list[int]) -> None:
     budget[0] -= 1
     if budget[0] < 0:
-        raise ConfigError(
-            f"{document.path}: more than {MAX_VALUES:,} values once its aliases are followed; remove the aliases"
-        )
+        msg = f"{document.path}: more than {MAX_VALUES:,} values once its aliases are followed; remove the aliases"
+        raise ConfigError(msg)
     document.lines.setdefault(key_path, _line(node))
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node, document.path)
     elif node.tag not in {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
-        raise ConfigError(f"{document.path}:{_line(node)}: tags (!…) are not read here; remove it")
+        msg = f"{document.path}:{_line(node)}: tags (!…) are not read here; remove it"
+        raise ConfigError(msg)
     elif isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             _index(item, (*key_path, position), document, budget)
@@ -137,11 +143,14 @@ def _index(node: yaml.Node, key_path: KeyPath, document: YamlDocument, budget: l
 def _index_pair(key: yaml.Node, value: yaml.Node, parent: KeyPath, document: YamlDocument, budget: list[int]) -> None:
     line = _line(key)
     if not isinstance(key, yaml.ScalarNode):
-        raise ConfigError(f"{document.path}:{line}: a key must be a word, found a {_kind(key)}; write a word")
+        msg = f"{document.path}:{line}: a key must be a word, found a {_kind(key)}; write a word"
+        raise ConfigError(msg)
     if key.tag == "tag:yaml.org,2002:merge":
-        raise ConfigError(f"{document.path}:{line}: merge keys (<<) are not read here; write the keys out")
+        msg = f"{document.path}:{line}: merge keys (<<) are not read here; write the keys out"
+        raise ConfigError(msg)
     if key.tag != _TEXT:
-        raise ConfigError(f"{document.path}:{line}: the key {key.value[:80]!r} must be text; put it in quotes")
+        msg = f"{document.path}:{line}: the key {key.value[:80]!r} must be text; put it in quotes"
+        raise ConfigError(msg)
     _check_scalar(key, document.path)
     key_path = (*parent, key.value)
     if key_path in document.lines:
@@ -155,16 +164,19 @@ def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
     where = f"{path}:{_line(node)}"
     if node.tag == _TEXT:
         if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
-            raise ConfigError(f"{where}: a text holds a character that no file can have in its name; remove it")
+            msg = f"{where}: a text holds a character that no file can have in its name; remove it"
+            raise ConfigError(msg)
         return
     loader = yaml.SafeLoader("")
     try:
         if node.tag != _plain_tag(loader, node.value):
-            raise ConfigError(f"{where}: tags (!…) are not read here; put a value that starts with ! in quotes")
+            msg = f"{where}: tags (!…) are not read here; put a value that starts with ! in quotes"
+            raise ConfigError(msg)
         # str is what a message does with a number, and Python refuses it for very long ones.
         str(loader.construct_object(node))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: not valid YAML: no such number or date; mend it, or put it in quotes") from error
+        msg = f"{where}: not valid YAML: no such number or date; mend it, or put it in quotes"
+        raise ConfigError(msg) from error
     finally:
         loader.dispose()
 

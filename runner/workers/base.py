@@ -103,8 +103,8 @@ class BaseWorker(ABC):
     def setup(self) -> None:
         """Get ready for the submission: find the environment, start a machine, copy files. Call super() at the end.
 
-        When it raises or leaves ``status`` at error or retry, the attempt ends, ``teardown`` is called all the same, and
-        the submission is tried again.
+        When it raises or leaves ``status`` at error or retry, the attempt ends, ``teardown`` is called all the same,
+        and the submission is tried again.
         """
         self.status = "setup"
 

@@ -28,18 +28,21 @@ class CondaWorker(LocalWorker):
         aside = conda.set_aside(prefix)
         if os.access(aside, os.F_OK):
             task = "update-env" if prefix == conda.root or is_environment(aside) else "create-env"
-            raise KitError(
+            msg = (
                 f"the conda environment {name} is being built, or that was cut short; wait for it, or repeat "
                 f"`./inv {task} --config …`"
             )
+            raise KitError(msg)
         python = prefix / "bin" / "python"
         if not os.access(python, os.X_OK):
-            raise KitError(
+            msg = (
                 f"the conda environment {name} has no Python ({python}); add python to its environment file and run "
                 "`./inv update-env --config …`, or name another one in conda_env"
             )
+            raise KitError(msg)
         if not os.access(python.with_name("ramp-test"), os.X_OK):
-            raise KitError(f"the conda environment {name} has no ramp-test; install it with `{pip_install(prefix)}`")
+            msg = f"the conda environment {name} has no ramp-test; install it with `{pip_install(prefix)}`"
+            raise KitError(msg)
         extra = {"python": str(python), "conda_prefix": str(prefix), "conda_name": conda.name_of(prefix)}
         return super().prepare_event({**config, **extra})
 

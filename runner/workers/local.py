@@ -123,9 +123,8 @@ class LocalWorker(BaseWorker):
             with os.fdopen(os.open(self._folder / supervise.SPEC_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                 json.dump(spec, file)
         except OSError as error:
-            raise WorkerError(
-                "the submission could not be prepared for training; it will be tried again", detail=str(error)
-            ) from error
+            msg = "the submission could not be prepared for training; it will be tried again"
+            raise WorkerError(msg, detail=str(error)) from error
         super().setup()
 
     def command(self) -> list[str]:
@@ -153,9 +152,8 @@ class LocalWorker(BaseWorker):
                 cwd=self._folder,
             )
         except OSError as error:
-            raise WorkerError(
-                "the training could not be started; it will be tried again", detail=str(error), command=command
-            ) from error
+            msg = "the training could not be started; it will be tried again"
+            raise WorkerError(msg, detail=str(error), command=command) from error
         self._own_child = process
         self._pid = process.pid
         self._process_started = started_at(process.pid) or time.time()
@@ -188,13 +186,14 @@ class LocalWorker(BaseWorker):
         """Copy predictions to predictions_dir in one step and return (return code, traceback part of the log)."""
         super().collect_results()
         if not self._read_outcome():
-            raise Interrupted("the training's process is gone and left no result; it will be tried again")
+            msg = "the training's process is gone and left no result; it will be tried again"
+            raise Interrupted(msg)
         if "not_started" in self._outcome:
-            raise WorkerError(
-                "the training could not be started; it will be tried again", detail=self._outcome["not_started"]
-            )
+            msg = "the training could not be started; it will be tried again"
+            raise WorkerError(msg, detail=self._outcome["not_started"])
         if self._outcome["ending"] == "stopped" or self._outcome["returncode"] is None:
-            raise Interrupted("the training was stopped from outside; it will be tried again")
+            msg = "the training was stopped from outside; it will be tried again"
+            raise Interrupted(msg)
         code = self._returncode()
         log = log_file(self.config, self.submission)
         predictions = Path(self.config["predictions_dir"]) / self.submission
@@ -203,9 +202,8 @@ class LocalWorker(BaseWorker):
             message = traceback_in_log(log) if code and not self._outcome["ending"] else ""
             copy_output(self._copy / "training_output" if code == 0 else None, predictions, mark=self.run)
         except OSError as error:
-            raise WorkerError(
-                "the results could not be collected; the submission will be tried again", detail=str(error)
-            ) from error
+            msg = "the results could not be collected; the submission will be tried again"
+            raise WorkerError(msg, detail=str(error)) from error
         self.status = "collected"
         return code, "\n".join(part for part in (message, self._verdict()) if part)
 
@@ -257,15 +255,15 @@ class LocalWorker(BaseWorker):
     def resume(self, state: Mapping[str, Any]) -> None:
         """Find the supervisor by pid and start time, or what it left; see the contract."""
         if state["host"] != host_id():
-            raise Interrupted(
-                "the machine that trained the submission is away; it will be tried again", host=state["host"]
-            )
+            msg = "the machine that trained the submission is away; it will be tried again"
+            raise Interrupted(msg, host=state["host"])
         self._folder = Path(state["folder"])
         self._pid, self._process_started = int(state["pid"]), float(state["process_started"])
         if not self._pid and not (self._folder / supervise.OUTCOME_FILE).exists():
             self._find_supervisor()
         if not self._supervisor_lives() and not self._read_outcome():
-            raise Interrupted("the training's process is gone and left no result; it will be tried again")
+            msg = "the training's process is gone and left no result; it will be tried again"
+            raise Interrupted(msg)
         self.status = "running"
 
     def _find_supervisor(self) -> None:
@@ -274,7 +272,8 @@ class LocalWorker(BaseWorker):
         pid = _read_pid(written)
         if pid is None or not has_argument(pid, str(self._folder)):
             # It never came that far; _release makes sure that it will not, should it only be late.
-            raise Interrupted("the training was not started before the dispatcher ended; it will be tried again")
+            msg = "the training was not started before the dispatcher ended; it will be tried again"
+            raise Interrupted(msg)
         self._pid, self._process_started = pid, started_at(pid) or 0.0
 
     def _supervisor_lives(self) -> bool:

@@ -174,8 +174,11 @@ class Project:
         self.go_on.close()
 
     def leftovers(self) -> list[str]:
-        return [path.name for path in (self.root / ".inv").iterdir() if not path.name.startswith(("uv-", "cache"))
-                and path.suffix != ".lock"]
+        return [
+            path.name
+            for path in (self.root / ".inv").iterdir()
+            if not path.name.startswith(("uv-", "cache")) and path.suffix != ".lock"
+        ]
 
 
 def locked(names: tuple[str, ...]) -> str:
@@ -211,8 +214,12 @@ def make_project(folder: Path, uv: Path) -> Project:
     (root / "tasks.py").write_text(TASKS)
     reached, go_on = Pipe(folder / "reached"), Pipe(folder / "go-on")
     environment = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}} | {
-        "PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(folder / "calls"), "REAL_UV": str(uv),
-        "REACHED": str(reached.path), "GO_ON": str(go_on.path), "HALF_MADE": "",
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "CALLS": str(folder / "calls"),
+        "REAL_UV": str(uv),
+        "REACHED": str(reached.path),
+        "GO_ON": str(go_on.path),
+        "HALF_MADE": "",
     }
     project = Project(root, tools, uv, environment, reached, go_on)
     project.use_uv(None)
@@ -301,12 +308,24 @@ def test_called_through_a_link_from_elsewhere_with_no_place_for_a_cache(project:
     link = tmp_path / "link"
     link.symlink_to(project.root / "inv")
     foreign = {
-        "VIRTUAL_ENV": str(tmp_path), "CONDA_PREFIX": str(tmp_path), "UV_SYSTEM_PYTHON": "1", "UV_PYTHON": "none-such",
-        "PIP_REQUIRE_VIRTUALENV": "1", "XDG_CACHE_HOME": "/dev/null/not-a-folder",
+        "VIRTUAL_ENV": str(tmp_path),
+        "CONDA_PREFIX": str(tmp_path),
+        "UV_SYSTEM_PYTHON": "1",
+        "UV_PYTHON": "none-such",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+        "XDG_CACHE_HOME": "/dev/null/not-a-folder",
     }
     environment = {name: value for name, value in project.environment.items() if name != "HOME"} | foreign
-    done = subprocess.run([link, "show"], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        [link, "show"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prefix"] == str(project.venv)
 
@@ -318,8 +337,13 @@ def test_copied_checkout_does_not_run_the_code_of_the_first(ready: Project, tmp_
     ready.root = copy
     done = ready.run("show")
     assert done.stderr.startswith("inv: renewing .venv")
-    in_venv = subprocess.run([copy / ".venv/bin/python", "-c", "import trial; print(trial.__file__)"], cwd=tmp_path,
-                             capture_output=True, text=True, check=True)
+    in_venv = subprocess.run(
+        [copy / ".venv/bin/python", "-c", "import trial; print(trial.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert in_venv.stdout.strip() == str(copy / "trial" / "__init__.py")
 
 
@@ -509,11 +533,14 @@ def test_without_a_uv_that_starts_the_pinned_one_is_fetched(fetched: Fetched) ->
 
 def test_index_settings_of_pip_reach_uv(project: Project, tmp_path: Path) -> None:
     settings = tmp_path / "pip.conf"
-    settings.write_text("[global]\nindex-url = https://mirror.example/simple\n"
-                        "extra-index-url = https://a.example https://b.example\n")
+    settings.write_text(
+        "[global]\nindex-url = https://mirror.example/simple\nextra-index-url = https://a.example https://b.example\n"
+    )
     project.extra = {"PIP_CONFIG_FILE": str(settings), "PIP_FIND_LINKS": f"{tmp_path} {tmp_path}/not-there"}
-    project.use_uv("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\n"
-                   "echo \"<$UV_DEFAULT_INDEX> <$UV_EXTRA_INDEX_URL> <$UV_FIND_LINKS>\"\nexit 9\n")
+    project.use_uv(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
+        'echo "<$UV_DEFAULT_INDEX> <$UV_EXTRA_INDEX_URL> <$UV_FIND_LINKS>"\nexit 9\n'
+    )
     done = project.run("show")
     assert f"<https://mirror.example/simple> <https://a.example https://b.example> <{tmp_path}>" in done.stderr
     project.extra["UV_DEFAULT_INDEX"] = "https://own.example/simple"
@@ -542,14 +569,26 @@ def test_older_python_reads_the_script_and_is_told_which_one_is_needed(project: 
         (project.tools / name).write_text(f"#!/bin/sh\nexit {code}\n")
         (project.tools / name).chmod(0o755)
     arguments = ["./inv", "show", "--text", "a b"]
-    as_older = (f"import runpy, sys; sys.version_info = (3, 8, 18, 'final', 0); sys.argv[:] = {arguments}; "
-                "runpy.run_path('./inv', run_name='__main__')")
+    as_older = (
+        f"import runpy, sys; sys.version_info = (3, 8, 18, 'final', 0); sys.argv[:] = {arguments}; "
+        "runpy.run_path('./inv', run_name='__main__')"
+    )
     older = [f"python3.{minor}" for minor in range(6, 11) if starts(f"python3.{minor}")]
     olders = [[str(PYTHON), "-c", as_older], *([python, *arguments] for python in older)]
     for command in olders:
-        done = subprocess.run([shutil.which(command[0]) or command[0], *command[1:]], cwd=project.root,
-                              env=project.environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            [shutil.which(command[0]) or command[0], *command[1:]],
+            cwd=project.root,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
         assert (done.returncode, done.stdout) == (2, "")
-        assert re.fullmatch(r"inv: needs Python 3\.11 or newer, and this is 3\.\d+\.\d+\. "
-                            r"Next: python3\.13 \./inv show --text 'a b'\n", done.stderr), done.stderr
+        assert re.fullmatch(
+            r"inv: needs Python 3\.11 or newer, and this is 3\.\d+\.\d+\. "
+            r"Next: python3\.13 \./inv show --text 'a b'\n",
+            done.stderr,
+        ), done.stderr
     assert not project.venv.exists()
