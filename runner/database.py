@@ -50,9 +50,13 @@ class Database:
         self._answered = False
         self._closing = threading.Event()
 
+    def lose_patience(self) -> None:
+        """Let whoever waits for the database give up, now and from now on."""
+        self._closing.set()
+
     def close(self) -> None:
         """Let go of the database; whoever waits for it gives up. May be called twice."""
-        self._closing.set()
+        self.lose_patience()
         self._engine.dispose()
 
     def read(self, work: Callable[[Connection], T]) -> T:

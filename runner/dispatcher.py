@@ -278,6 +278,7 @@ class Dispatcher:
         for life in self.lives():
             if not life.join(max(give_up - time.monotonic(), 0.0)):
                 logger.warning("%s is left for the next start; its worker does not end", life.attempt.name)
+        self._store.lose_patience()  # who stops has seconds, not the minute that a store may be waited for
         try:
             self._store.end_dispatcher(self._id)
         except StoreError as error:

@@ -154,7 +154,10 @@ class Life:
             message="the worker did not answer within the time limit and a margin; it will be tried again",
             detail=f"{self.worker!r} hangs; its thread was given up",
         )
-        with contextlib.suppress(Lost):  # it has ended meanwhile, and only its teardown hangs
+        # Lost: it has ended meanwhile, and only its teardown hangs. A store that is away must not make the dispatcher
+        # wait here; the attempt then stays open and is found again by the next reconciliation.
+        with contextlib.suppress(Lost, StoreError):
+            self._leave.set()
             self._finish(outcome, [])
 
     # -- in the thread -------------------------------------------------------------------------------------------

@@ -45,10 +45,11 @@ def _upgrade(connection: Connection, newest: str) -> None:
     if present == newest:
         return  # another process was faster
     if present is not None and present > newest:
-        raise StoreError(
+        msg = (
             f"the database was written by a newer ramp-cloud (tables {present}, this version knows {newest}); "
             "update ramp-cloud or use another database"
         )
+        raise StoreError(msg)
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection

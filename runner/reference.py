@@ -96,7 +96,7 @@ def render_schema() -> str:
 
 
 def documents(root: Path) -> dict[Path, str]:
-    """Return the generated documents of the project by their paths: reference, schema, and the README with its table."""
+    """Return the generated documents by their paths: reference, schema, and the README with its table."""
     readme = root / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(_TABLE_BEGINS, 1)
     _, after = rest.split(_TABLE_ENDS, 1)

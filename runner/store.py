@@ -17,12 +17,13 @@ from sqlalchemy import URL, ColumnElement, Connection, and_, func, insert, or_, 
 from sqlalchemy.exc import IntegrityError
 
 from runner.database import Database
-from runner.errors import NoSuchSubmission, StoreError, UsageError
+from runner.errors import StoreError, UsageError
+from runner.lookup import Lookup, attempts_where
 from runner.migrate import bring_up_to_date
-from runner.records import Attempt, DispatcherRecord, Outcome, Score, SubmissionRecord
+from runner.records import Attempt, Outcome, Score
 from runner.retry import Decision
 from runner.schema import ATTEMPTS, DISPATCHERS, EVENTS, SCORES, SUBMISSIONS
-from runner.states import FINAL, Cause, State, sources_of
+from runner.states import FINAL, State, sources_of
 
 MAX_TEXT = 100_000  # characters kept of a message or detail; the log has the rest
 T = TypeVar("T")
@@ -35,8 +36,8 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Store:
-    """The store of one event. Make it with ``Store.open``.
+class Store(Lookup):
+    """The store of one event: what a Lookup answers, and all that changes it. Make it with ``Store.open``.
 
     Args:
         database: with its tables in place.
@@ -45,8 +46,7 @@ class Store:
     """
 
     def __init__(self, database: Database, event_id: int, *, clock: Callable[[], datetime]) -> None:
-        self._database = database
-        self._event_id = event_id
+        super().__init__(database, event_id)
         self._clock = clock
 
     @classmethod
@@ -75,10 +75,6 @@ class Store:
             database.close()
             raise
         return cls(database, event_id, clock=clock)
-
-    def close(self) -> None:
-        """Let go of the database. A method that waits for it gives up. May be called twice."""
-        self._database.close()
 
     # -- dispatchers ---------------------------------------------------------------------------------------------
 
@@ -112,12 +108,6 @@ class Store:
         statement = update(DISPATCHERS).where(DISPATCHERS.c.id == dispatcher).values(ended=self._clock())
         self._database.write(lambda connection: connection.execute(statement))
 
-    def open_dispatchers(self) -> list[DispatcherRecord]:
-        """Return this event's dispatchers that have not ended by their own word, alive or dead."""
-        columns = [DISPATCHERS.c[name] for name in ("id", "host", "pid", "process_started", "heartbeat")]
-        statement = select(*columns).where(DISPATCHERS.c.event_id == self._event_id, DISPATCHERS.c.ended.is_(None))
-        return [DispatcherRecord(**row) for row in self._rows(statement)]
-
     def adopt(self, heir: str, *, alive: Iterable[str]) -> list[Attempt]:
         """Take over every open attempt whose dispatcher has ended, and return them together with the heir's own.
 
@@ -138,14 +128,9 @@ class Store:
 
         def take(connection: Connection) -> list[Attempt]:
             runs = list(connection.execute(taking).scalars())
-            return _attempts(connection, ATTEMPTS.c.run.in_(runs)) if runs else []
+            return attempts_where(connection, ATTEMPTS.c.run.in_(runs)) if runs else []
 
         return self._database.write(take)
-
-    def open_attempts(self) -> list[Attempt]:
-        """Return every attempt of the event that has not ended, whoever owns it."""
-        open_ones = and_(SUBMISSIONS.c.event_id == self._event_id, ATTEMPTS.c.ended.is_(None))
-        return self._database.read(lambda connection: _attempts(connection, open_ones))
 
     # -- submissions ---------------------------------------------------------------------------------------------
 
@@ -188,7 +173,7 @@ class Store:
 
         def take(connection: Connection) -> Attempt | None:
             # The connection may have broken after the commit; then this is the second time, and the claim stands.
-            if taken := _attempts(connection, ATTEMPTS.c.run == run):
+            if taken := attempts_where(connection, ATTEMPTS.c.run == run):
                 return taken[0]
             row = connection.execute(taking).one_or_none()
             if row is None:
@@ -196,22 +181,10 @@ class Store:
             attempt = {"run": run, "submission_id": row.id, "number": row.attempts, "dispatcher_id": dispatcher}
             values = {**attempt, "worker": worker, "time_limit": time_limit, "started": now}
             connection.execute(insert(ATTEMPTS).values(values))
-            return _attempts(connection, ATTEMPTS.c.run == run)[0]
+            return attempts_where(connection, ATTEMPTS.c.run == run)[0]
 
         # Looking first spares a writing transaction every time that nothing waits.
         return self._database.write(take) if self._database.read(lambda c: c.execute(waiting).scalar()) else None
-
-    def next_due(self) -> datetime | None:
-        """Return when the next submission that waits out a back-off may be claimed; None when none waits."""
-        waiting = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.NEW)
-        statement = select(func.min(SUBMISSIONS.c.not_before)).where(waiting)
-        return self._database.read(lambda connection: connection.execute(statement).scalar())
-
-    def count_open(self) -> int:
-        """Return the number of submissions that are not in a final state."""
-        is_open = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state.not_in(FINAL))
-        statement = select(func.count()).select_from(SUBMISSIONS).where(is_open)
-        return self._database.read(lambda connection: int(connection.execute(statement).scalar_one()))
 
     def request_cancel(self, name: str) -> State:
         """Cancel a submission that waits, or ask for the end of one that runs; return its state now.
@@ -225,24 +198,16 @@ class Store:
         running = update(SUBMISSIONS).where(this).values(cancel_requested=True)
 
         def cancel(connection: Connection) -> State:
-            state = self._state(connection, name, hold=True)
+            state = self._state_of(connection, name, hold=True)
             if connection.execute(waiting).rowcount:
                 return State.CANCELLED
             if state.is_final:
-                raise UsageError(f"submission {name!r} has ended ({state}); there is nothing to cancel")
+                msg = f"submission {name!r} has ended ({state}); there is nothing to cancel"
+                raise UsageError(msg)
             connection.execute(running)
             return state
 
         return self._database.write(cancel)
-
-    def cancel_requests(self, dispatcher: str) -> set[str]:
-        """Return the runs of a dispatcher that somebody asked to end."""
-        statement = (
-            select(ATTEMPTS.c.run)
-            .join(SUBMISSIONS, SUBMISSIONS.c.run == ATTEMPTS.c.run)
-            .where(ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None), SUBMISSIONS.c.cancel_requested)
-        )
-        return self._database.read(lambda connection: set(connection.execute(statement).scalars()))
 
     def rerun(self, name: str) -> None:
         """Put a submission that ended back to new, with all of its attempts to come.
@@ -256,8 +221,9 @@ class Store:
 
         def put_back(connection: Connection) -> None:
             if not connection.execute(statement).rowcount:
-                state = self._state(connection, name)
-                raise UsageError(f"submission {name!r} has not ended ({state}); cancel it first or wait")
+                state = self._state_of(connection, name)
+                msg = f"submission {name!r} has not ended ({state}); cancel it first or wait"
+                raise UsageError(msg)
 
         self._database.write(put_back)
 
@@ -360,58 +326,7 @@ class Store:
 
         return self._database.write(end)
 
-    # -- looking -------------------------------------------------------------------------------------------------
-
-    def submissions(self) -> list[SubmissionRecord]:
-        """Return every submission with its newest attempt, in the order in which they came."""
-        newest = [ATTEMPTS.c[name] for name in ("cause", "worker", "started", "ended", "cpu_seconds", "peak_memory_mb")]
-        texts = [ATTEMPTS.c.time_limit, func.coalesce(ATTEMPTS.c.message, "").label("message")]
-        own = [SUBMISSIONS.c[name] for name in ("name", "state", "submitted", "attempts", "run")]
-        statement = (
-            select(*own, *newest, *texts, func.coalesce(ATTEMPTS.c.detail, "").label("detail"))
-            .outerjoin(ATTEMPTS, ATTEMPTS.c.run == SUBMISSIONS.c.run)
-            .where(SUBMISSIONS.c.event_id == self._event_id)
-            .order_by(SUBMISSIONS.c.id)
-        )
-        return [
-            SubmissionRecord(
-                **{**row, "state": State(row["state"]), "cause": Cause(row["cause"]) if row["cause"] else None}
-            )
-            for row in self._rows(statement)
-        ]
-
-    def state(self, name: str) -> State:
-        """Return where a submission stands.
-
-        Raises:
-            NoSuchSubmission: the event has none of that name.
-        """
-        return self._database.read(lambda connection: self._state(connection, name))
-
-    def scores(self) -> dict[str, list[Score]]:
-        """Return the scores of every scored submission by its name, in the order in which ramp-test wrote them."""
-        columns = [SCORES.c[name] for name in ("fold", "step", "name", "value")]
-        scored = and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.state == State.SCORED)
-        statement = (
-            select(SUBMISSIONS.c.name.label("submission"), *columns)
-            .join(SCORES, SCORES.c.run == SUBMISSIONS.c.run)
-            .where(scored)
-            .order_by(SCORES.c.id)
-        )
-        found: dict[str, list[Score]] = {}
-        for row in self._rows(statement):
-            found.setdefault(row.pop("submission"), []).append(Score(**row))
-        return found
-
-    def kit(self, key: str) -> dict[str, Any] | None:
-        """Return the facts about the kit that were kept under this key, or None."""
-        statement = select(EVENTS.c.kit).where(EVENTS.c.id == self._event_id, EVENTS.c.kit_key == key)
-        return self._database.read(lambda connection: connection.execute(statement).scalar())
-
-    def newest_kit(self) -> dict[str, Any] | None:
-        """Return the facts about the kit that were kept last, or None before the first run."""
-        statement = select(EVENTS.c.kit).where(EVENTS.c.id == self._event_id)
-        return self._database.read(lambda connection: connection.execute(statement).scalar())
+    # -- the kit -------------------------------------------------------------------------------------------------
 
     def save_kit(self, key: str, kit: Mapping[str, Any]) -> None:
         """Keep facts about the kit under a key."""
@@ -420,24 +335,10 @@ class Store:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _this(self, name: str) -> ColumnElement[bool]:
-        return and_(SUBMISSIONS.c.event_id == self._event_id, SUBMISSIONS.c.name == name)
-
     @staticmethod
     def _mine(dispatcher: str, run: str) -> tuple[ColumnElement[bool], ...]:
         # The fence: a dispatcher that was taken for dead can wake up, but it can no longer write.
         return ATTEMPTS.c.run == run, ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended.is_(None)
-
-    def _state(self, connection: Connection, name: str, *, hold: bool = False) -> State:
-        statement = select(SUBMISSIONS.c.state).where(self._this(name))
-        # Held, so that the attempt cannot end between this look and what is written next.
-        state = connection.execute(statement.with_for_update() if hold else statement).scalar()
-        if state is None:
-            raise NoSuchSubmission(f"the event has no submission {name!r}; `./inv status` lists them")
-        return State(state)
-
-    def _rows(self, statement: Any) -> list[dict[str, Any]]:
-        return self._database.read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
 
 
 def _against_others(work: Callable[[], T]) -> T:
@@ -455,25 +356,14 @@ def _register(connection: Connection, name: str, submissions_dir: str, now: date
         return int(connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one())
     if row.submissions_dir != submissions_dir:
         if Path(row.submissions_dir).is_dir():
-            raise StoreError(
+            msg = (
                 f"the database has an event {name!r} whose submissions are in {row.submissions_dir}, not in "
                 f"{submissions_dir}; give this event another event_name or another database"
             )
+            raise StoreError(msg)
         # The folder was moved as a whole; the event moves with it.
         connection.execute(update(EVENTS).where(EVENTS.c.id == row.id).values(submissions_dir=submissions_dir))
     return int(row.id)
-
-
-def _attempts(connection: Connection, condition: ColumnElement[bool]) -> list[Attempt]:
-    names = ("run", "submission_id", "number", "handle", "time_limit", "started", "launched")
-    statement = (
-        select(*(ATTEMPTS.c[name] for name in names), SUBMISSIONS.c.name, SUBMISSIONS.c.state)
-        .join(SUBMISSIONS, SUBMISSIONS.c.id == ATTEMPTS.c.submission_id)
-        .where(condition)
-        .order_by(ATTEMPTS.c.started)
-    )
-    rows = connection.execute(statement).all()
-    return [Attempt(**{**row._asdict(), "state": State(row.state)}) for row in rows]
 
 
 def _storable(text: str) -> str:

@@ -267,7 +267,8 @@ class FakeWorker(BaseWorker):
         self._key = state["key"]
         training = self.platform.find(self._key)
         if training is None or training.is_lost:
-            raise Interrupted("the platform does not know the training; it will be tried again")
+            msg = "the platform does not know the training; it will be tried again"
+            raise Interrupted(msg)
         self.status = "running"
 
     def _may_be_over(self) -> bool:
@@ -432,4 +433,5 @@ class Memory:
         """Return when a submission has come to a state so many times; AssertionError when it does not come to that."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.states_of(name).count(state) >= times, PATIENCE):
-                raise AssertionError(f"{name} did not come to {state}; it went through {self.states_of(name)}")
+                msg = f"{name} did not come to {state}; it went through {self.states_of(name)}"
+                raise AssertionError(msg)

@@ -28,10 +28,11 @@ def load_worker(worker_type: str, *, beside: Path | None = None) -> type[BaseWor
     target = BUILT_IN.get(worker_type) or _entry_point(worker_type) or worker_type
     module_name, _, class_name = target.partition(":")
     if not class_name:
-        raise ConfigError(
+        msg = (
             f"worker_type {worker_type} cannot run submissions in this version; use {', '.join(BUILT_IN)} "
             "or a worker of your own (package.module:Class)"
         )
+        raise ConfigError(msg)
     if beside is not None and worker_type not in BUILT_IN and str(beside) not in sys.path:
         sys.path.append(str(beside))
     try:
@@ -39,25 +40,27 @@ def load_worker(worker_type: str, *, beside: Path | None = None) -> type[BaseWor
         for part in class_name.split("."):
             found = getattr(found, part)
     except ImportError as error:
-        raise ConfigError(
+        msg = (
             f"worker_type {worker_type}: the module {module_name} cannot be imported: {error}; install it where "
             "ramp-cloud runs, or put it beside config.yml"
-        ) from error
+        )
+        raise ConfigError(msg) from error
     except AttributeError as error:
         if module_name in sys.modules:
-            raise ConfigError(
-                f"worker_type {worker_type}: {module_name} has no {class_name}; check the spelling"
-            ) from error
+            msg = f"worker_type {worker_type}: {module_name} has no {class_name}; check the spelling"
+            raise ConfigError(msg) from error
         raise _broken(worker_type, module_name, error) from error
     except Exception as error:
         raise _broken(worker_type, module_name, error) from error
     if not (isinstance(found, type) and issubclass(found, BaseWorker)):
-        raise ConfigError(
+        msg = (
             f"worker_type {worker_type}: {class_name} is not a subclass of runner.workers.base.BaseWorker; "
             "change its base class"
         )
+        raise ConfigError(msg)
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise ConfigError(f"worker_type {worker_type}: {class_name} lacks {', '.join(missing)}; see docs/workers.md")
+        msg = f"worker_type {worker_type}: {class_name} lacks {', '.join(missing)}; see docs/workers.md"
+        raise ConfigError(msg)
     return found
 
 

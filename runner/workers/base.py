@@ -122,9 +122,11 @@ class BaseWorker(ABC):
         to collect.
         """
         if self.status == "initialized":
-            raise ValueError("nothing to collect: call setup() and launch_submission() first")
+            msg = "nothing to collect: call setup() and launch_submission() first"
+            raise ValueError(msg)
         if self.status == "setup":
-            raise ValueError("nothing to collect: call launch_submission() first")
+            msg = "nothing to collect: call launch_submission() first"
+            raise ValueError(msg)
         return None
 
     def teardown(self) -> None:
@@ -167,7 +169,8 @@ class BaseWorker(ABC):
         Raises:
             Interrupted: it is gone, or never started; the submission is tried again.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot resume")
+        msg = f"{type(self).__name__} cannot resume"
+        raise NotImplementedError(msg)
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class BaseWorker(ABC):
         try:
             self.setup()
             self.launch_submission()
-            while self.status == "running":
+            while self.status == "running" and not self._woken.is_set():
                 self.wait(self.timeout)
             collected = self.collect_results()
         except BaseException:
@@ -224,7 +227,8 @@ class BaseWorker(ABC):
     def _check_config_name(config: Mapping[str, Any], param: str) -> None:
         """Raise ValueError when a key that the worker needs is not in its config."""
         if param not in config:
-            raise ValueError(f"the worker needs the key {param!r}; its config has {', '.join(sorted(config))}")
+            msg = f"the worker needs the key {param!r}; its config has {', '.join(sorted(config))}"
+            raise ValueError(msg)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.submission}): status="{self.status}"'

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -55,6 +56,7 @@ class LocalWorker(BaseWorker):
         self._process_started = 0.0
         self._outcome: dict[str, Any] = {}
         self._wake_read, self._wake_write = -1, -1
+        self._wake_lock = threading.Lock()
 
     # -- once per event ------------------------------------------------------------------------------------------
 
@@ -169,22 +171,23 @@ class LocalWorker(BaseWorker):
         """Sleep until the supervisor has ended; the system tells, nothing is polled on Linux."""
         if self._wake_read < 0:
             self._wake_read, self._wake_write = os.pipe()
-        if self._woken.is_set():
-            return
-        if self._pid:  # a training that ended before it was found again has none
+        if self._pid and not self._woken.is_set():  # a training that ended before it was found again has none
             wait_for_end(self._pid, timeout, self._wake_read)
         self.poll()
 
     def wake(self) -> None:
         """Make ``wait`` return; it does not wait again."""
         super().wake()
-        if self._wake_write >= 0:
-            with contextlib.suppress(OSError):
+        with self._wake_lock:  # or teardown could close the pipe just now, and its number be another file's
+            if self._wake_write >= 0:
                 os.write(self._wake_write, b"!")
 
     def collect_results(self) -> tuple[int, str]:
         """Copy predictions to predictions_dir in one step and return (return code, traceback part of the log)."""
         super().collect_results()
+        if not self._read_outcome() and self.status == "timeout":
+            # The supervisor itself is stuck (a disk that hangs); the time limit holds all the same.
+            return TIMEOUT_CODE, f"The training was killed at its time limit of {self.timeout:g} s."
         if not self._read_outcome():
             msg = "the training's process is gone and left no result; it will be tried again"
             raise Interrupted(msg)
@@ -231,10 +234,11 @@ class LocalWorker(BaseWorker):
         process = getattr(self, "_own_child", None)
         if process is not None:
             process.wait()  # it is gone; this takes its exit status so that no zombie stays
-        for descriptor in (self._wake_read, self._wake_write):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._wake_read = self._wake_write = -1
+        with self._wake_lock:
+            for descriptor in (self._wake_read, self._wake_write):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._wake_read = self._wake_write = -1
         super().teardown()
 
     def folds_done(self) -> int | None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from runner import conda as conda_module
 from runner.errors import KitError
 from runner.states import State
-from runner import conda as conda_module
 from tests.integration.test_conda_installation import PIP_FAILS, WHOLE, CondaInstallation, conda_event
 
 SHOWS_ITS_ENVIRONMENT = """

@@ -414,8 +414,9 @@ def _sqlite(path: Path) -> URL:
 
 
 def test_a_folder_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"nowhere.* unable to open database file; check that it is there"), opened(
-        _sqlite(tmp_path / "nowhere" / "ramp-cloud.db"), patience=0
+    with (
+        pytest.raises(StoreError, match=r"nowhere.* unable to open database file; check that it is there"),
+        opened(_sqlite(tmp_path / "nowhere" / "ramp-cloud.db"), patience=0),
     ):
         pass
 
@@ -515,9 +516,7 @@ def test_reads_and_writes_wait_for_a_server_that_is_started_again(postgresql: Po
         assert "before" in [record.name for record in reading.result(PATIENCE)]
 
 
-def test_an_event_loses_nothing_while_its_server_is_away(
-    postgresql: PostgreSQL, there: URL, tmp_path: Path
-) -> None:
+def test_an_event_loses_nothing_while_its_server_is_away(postgresql: PostgreSQL, there: URL, tmp_path: Path) -> None:
     bench = Bench(tmp_path, there)
     names = [f"s{number}" for number in range(6)]
     bench.add(*names)
@@ -653,8 +652,9 @@ def test_a_database_that_never_answers_is_told_soon_and_without_its_password(tmp
     query = {"host": str(tmp_path), "password": "also-secret", "sslpassword": "this-too"}
     url = URL.create("postgresql+psycopg", "me", "secret-word", database="event", query=query)
 
-    with pytest.raises(StoreError, match=r"the database postgresql\+psycopg://me:\*\*\*@/event") as caught, opened(
-        url, patience=0.1
+    with (
+        pytest.raises(StoreError, match=r"the database postgresql\+psycopg://me:\*\*\*@/event") as caught,
+        opened(url, patience=0.1),
     ):
         pass
 

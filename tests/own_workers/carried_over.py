@@ -21,13 +21,15 @@ class CarriedOverWorker(BaseWorker):
             self._check_config_name(self.config, key)
         self._ramp_test = shutil.which("ramp-test", path=os.path.dirname(self.config["python"]))
         if self._ramp_test is None:
-            raise ValueError("there is no ramp-test beside python")
+            msg = "there is no ramp-test beside python"
+            raise ValueError(msg)
         super().setup()
 
     def launch_submission(self):
         """Start ramp-test with its output in the log."""
         if self.status == "running":
-            raise ValueError("this worker is busy")
+            msg = "this worker is busy"
+            raise ValueError(msg)
         self._log_dir = os.path.join(self.config["logs_dir"], self.submission)
         os.makedirs(self._log_dir, exist_ok=True)
         self._log = open(os.path.join(self._log_dir, "log"), "wb+")
@@ -90,7 +92,8 @@ class CarriedOverWorker(BaseWorker):
     def teardown(self):
         """Clean the participant's folder."""
         if self.status not in ("collected", "retry"):
-            raise ValueError("collect the results before the end of the worker")
+            msg = "collect the results before the end of the worker"
+            raise ValueError(msg)
         if os.path.exists(self._output()):
             shutil.rmtree(self._output())
         super().teardown()

@@ -271,7 +271,8 @@ class RaisesWhenMade(FakeWorker):
     def __init__(self, config: dict[str, Any], submission: str) -> None:
         super().__init__(config, submission)
         if submission == "a":
-            raise KeyError("a key that is not there")
+            msg = "a key that is not there"
+            raise KeyError(msg)
 
 
 class HasNoTimeLimit(FakeWorker):
@@ -281,7 +282,8 @@ class HasNoTimeLimit(FakeWorker):
     def timeout(self) -> float:
         """Fail."""
         if self.submission == "a":
-            raise TypeError("no number")
+            msg = "no number"
+            raise TypeError(msg)
         return super().timeout
 
 
@@ -293,7 +295,8 @@ class CannotBeWoken(FakeWorker):
     def wake(self) -> None:
         """Fail, after the base class has done its part."""
         super().wake()
-        raise OSError("the other side is gone")
+        msg = "the other side is gone"
+        raise OSError(msg)
 
 
 @pytest.mark.parametrize("worker", [RaisesWhenMade, HasNoTimeLimit])
@@ -321,7 +324,8 @@ class SweepRaises(FakeWorker):
     @classmethod
     def sweep(cls, config: dict[str, Any], live_runs: Any) -> list[str]:
         """Fail."""
-        raise KeyError("a tag")
+        msg = "a tag"
+        raise KeyError(msg)
 
 
 def test_a_sweep_that_raises_does_not_end_the_dispatcher(bench: Bench) -> None:
