@@ -279,7 +279,7 @@ def test(context: Context, only: str = "tests") -> None:  # noqa: PT028 - a task
     """Run the tests, all of them or a part."""
     _bring("dev")
     # One process per core; a part is run as it is, which is quicker to start.
-    parallel = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"] if only == "tests" else []
+    parallel = ["-n", str(os.cpu_count() or 1), "--dist", "loadgroup"] if only == "tests" else []
     _run(context, [sys.executable, "-m", "pytest", *parallel, only])
 
 

@@ -182,12 +182,12 @@ class Life:
         # SystemExit is a worker's sys.exit(): it would end this thread without a word, and the submission never.
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the guard: nobody ends the dispatcher
             outcome, scores = self._outcome_of(error), []
-        if outcome.cause is Cause.CANCELLED:
+        if outcome.cause is Cause.OK or outcome.cause.is_participants:
+            self._finish(outcome, scores)  # first, so that a crash in between does not lose the result
+            self._tear_down()
+        else:
             self._tear_down()  # first, so that a submission that waits again is not still running
             self._finish(outcome, scores)
-        else:
-            self._finish(outcome, scores)
-            self._tear_down()
 
     def _train(self) -> tuple[Outcome, list[Score]]:
         worker = self.worker = self._make_worker()

@@ -35,7 +35,16 @@ from runner.workers.base import TIMEOUT_CODE, BaseWorker, Usage, log_file
 
 MEGABYTE = 1_000_000
 _NICENESS = 5  # the dispatcher stays responsive while every core trains
-_THREAD_VARIABLES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "BLIS", "VECLIB_MAXIMUM", "RAYON", "NUMBA")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 _SECRET_WORDS = ("SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _OVER = ".over"  # a run folder that is given up has this at its end
 
@@ -74,7 +83,7 @@ class LocalWorker(BaseWorker):
         folder = str(Path(config["python"]).parent)
         kept["PATH"] = os.pathsep.join([folder, kept.get("PATH", os.defpath)])
         threads = config.get("n_threads")
-        return kept | ({f"{name}_NUM_THREADS": str(threads) for name in _THREAD_VARIABLES} if threads else {})
+        return kept | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {})
 
     @classmethod
     def sweep(cls, config: dict[str, Any], live_runs: Callable[[], Collection[str]]) -> list[str]:

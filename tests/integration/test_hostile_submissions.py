@@ -87,15 +87,15 @@ def test_children_that_outlive_their_training_are_ended(event_folder: MakeEvent)
 
 
 def test_the_time_limit_ends_the_whole_tree(event_folder: MakeEvent) -> None:
-    event = event_folder(timeout=2)
+    event = event_folder(timeout=5)
 
     run_beside_a_good_one(event, FORK + "time.sleep(600)")
 
     bad = event.records()["bad"]
     assert (bad.state, bad.cause) == (State.TRAINING_ERROR, Cause.TIMEOUT)
-    assert bad.message == "The training was killed at its time limit of 2 s."
+    assert bad.message == "The training was killed at its time limit of 5 s."
     log = (event.folder / "events/toy_event/logs/bad/log").read_text()
-    assert log.endswith("[ramp-cloud: killed at the time limit of 2 s]\n")
+    assert log.endswith("[ramp-cloud: killed at the time limit of 5 s]\n")
 
 
 def test_a_submission_that_kills_its_parent_is_tried_again_within_bounds(event_folder: MakeEvent) -> None:

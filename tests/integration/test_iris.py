@@ -12,6 +12,8 @@ import pytest
 
 from tests.integration.test_tasks import ROOT, answer, invoke
 
+# One process runs the event once for all of these tests.
+pytestmark = pytest.mark.xdist_group("iris")
 GOOD = ["nearest_neighbours", "petals_only", "small_tree", "starting_kit"]
 
 

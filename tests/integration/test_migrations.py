@@ -87,8 +87,9 @@ def test_an_empty_database_gets_the_tables_of_the_schema(url: URL) -> None:
     assert differences(url) == []
 
 
-def test_a_migrated_database_holds_what_the_schema_promises(url: URL, request: pytest.FixtureRequest) -> None:
-    migrate(url)
+def test_all_migrations_together_make_the_tables_of_the_schema(url: URL, request: pytest.FixtureRequest) -> None:
+    upgrade_to(url, "head")
+    assert differences(url) == []
     if url.drivername == "sqlite":
         made = url.set(database=f"{url.database}.made")
     else:

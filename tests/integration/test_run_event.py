@@ -7,7 +7,7 @@ from tests.event_folder import EventFolder
 
 
 def test_every_submission_ends_in_its_own_state(event_folder: Callable[..., EventFolder]) -> None:
-    event = event_folder(timeout=3)
+    event = event_folder(timeout=5)
     event.add("good", "SCORE = 0.875")
     event.add("better", "SCORE = 0.9375")
     event.add("raises", "raise ValueError('no idea')")
@@ -24,6 +24,6 @@ def test_every_submission_ends_in_its_own_state(event_folder: Callable[..., Even
     }
     assert records["raises"].message.startswith("Traceback (most recent call last)")
     assert records["raises"].message.endswith("ValueError: no idea")
-    assert "time limit of 3 s" in records["endless"].message
+    assert "time limit of 5 s" in records["endless"].message
     with event.opened() as opened:
         assert {score.value for score in opened.store.scores()["better"] if score.name == "acc"} == {0.9375}

@@ -160,7 +160,7 @@ def test_steering_a_running_event(event_folder: Callable[..., EventFolder]) -> N
         assert following.stdout.readline() == "hello\n", "the log can be read while it is written"
         assert answer("cancel", "long", "--config", config)["state"] == "training"
         wait_for(lambda: event.records()["long"].state == "cancelled")
-        following.communicate(timeout=30)
+        following.communicate(timeout=60)
         assert following.returncode == 0, "following ends with the submission"
 
         late = event.submissions / "late"
@@ -170,7 +170,7 @@ def test_steering_a_running_event(event_folder: Callable[..., EventFolder]) -> N
         wait_for(lambda: "late" in event.records() and event.records()["late"].state == "scored")
     finally:
         process.terminate()
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + 15, output
     assert "long: cancelled" in output
 
