@@ -1,7 +1,7 @@
 """Runs an event: takes submissions from the store, gives each a life of its own, and sees to what others left behind.
 
 One thread (the caller's) decides; one thread per running submission works. The dispatcher sleeps until something rings:
-a life that ended, a new folder, a signal; and it looks at the store once a second for what other processes asked.
+a life that ended, a new folder, a signal; and it looks at the store every two seconds for what other processes asked.
 """
 
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Rhythm:
     """How often the dispatcher looks, and how long it waits, in seconds."""
 
-    tick: float = 1.0  # store: cancel requests, what another process submitted
+    tick: float = 2.0  # store: cancel requests, what another process submitted
     heartbeat: float = 10.0
     dead_after: float = DEAD_AFTER  # of a dispatcher of another host
     reconcile: float = 20.0  # adopt and sweep; several times within dead_after
@@ -174,7 +174,8 @@ class Dispatcher:
                 logger.warning("swept: %s", what)
 
     def _live_runs(self) -> set[str]:
-        return {attempt.run for attempt in self._store.open_attempts()}
+        # Our own lives count to their end: a result is stored before its run is released.
+        return {attempt.run for attempt in self._store.open_attempts()} | set(self._lives)
 
     def _enrol(self, now: float) -> None:
         # Set before the scan, so that what arrives during it rings for another one.

@@ -206,8 +206,8 @@ class Life:
             worker.launch_submission()
             self._check_status(worker, "started")
         self._training_since = time.monotonic()
-        self._keep(worker.state())
-        self._mark(State.TRAINING)
+        handle = worker.state()
+        self._mark(State.TRAINING, lambda: self._store.begin_training(self._dispatcher, self.attempt.run, handle))
         self._wait(worker)
         if worker.status == "running":
             return self._ended_early(), []
@@ -261,7 +261,7 @@ class Life:
             cause = Cause.OUT_OF_MEMORY
         scores: list[Score] = []
         if cause is Cause.OK:
-            self._mark(State.TESTED)
+            self._mark(State.TESTED, lambda: self._store.mark_tested(self._dispatcher, self.attempt.run))
             try:
                 scores = read_scores(Path(worker.config["predictions_dir"]) / self.attempt.name)
             except ScoresUnreadable as error:
@@ -344,8 +344,8 @@ class Life:
         if not self._patiently(lambda: self._store.save_handle(self._dispatcher, self.attempt.run, handle)):
             raise Lost
 
-    def _mark(self, state: State) -> None:
-        if not self._patiently(lambda: self._store.mark(self._dispatcher, self.attempt.run, state)):
+    def _mark(self, state: State, write: Callable[[], bool]) -> None:
+        if not self._patiently(write):
             raise Lost
         self._listener.moved(self.attempt.name, state, None)
 

@@ -235,14 +235,24 @@ class Store(Lookup):
         Raises:
             TypeError, ValueError: the handle is no JSON.
         """
-        kept = None if handle is None else json.loads(json.dumps(dict(handle), allow_nan=False))
-        statement = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(handle=kept)
+        statement = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(handle=_as_json(handle))
         return self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
-    def mark(self, dispatcher: str, run: str, state: State) -> bool:
-        """Move the submission of a running attempt to training or tested; False when the attempt is no longer ours."""
-        launched = {"launched": func.coalesce(ATTEMPTS.c.launched, self._clock())} if state is State.TRAINING else {}
-        touched = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values({"run": run, **launched})
+    def begin_training(self, dispatcher: str, run: str, handle: Mapping[str, Any] | None) -> bool:
+        """Move a submission to training and keep its worker's handle; False when the attempt is no longer ours.
+
+        Raises:
+            TypeError, ValueError: the handle is no JSON.
+        """
+        launched = func.coalesce(ATTEMPTS.c.launched, self._clock())  # one that is found again started long ago
+        return self._move(dispatcher, run, State.TRAINING, {"handle": _as_json(handle), "launched": launched})
+
+    def mark_tested(self, dispatcher: str, run: str) -> bool:
+        """Move a submission whose training ended well to tested; False when the attempt is no longer ours."""
+        return self._move(dispatcher, run, State.TESTED, {"run": run})
+
+    def _move(self, dispatcher: str, run: str, state: State, values: Mapping[str, Any]) -> bool:
+        touched = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(values)
         moved = (
             update(SUBMISSIONS)
             .where(SUBMISSIONS.c.run == run, SUBMISSIONS.c.state.in_(sources_of(state)))
@@ -364,6 +374,10 @@ def _register(connection: Connection, name: str, submissions_dir: str, now: date
         # The folder was moved as a whole; the event moves with it.
         connection.execute(update(EVENTS).where(EVENTS.c.id == row.id).values(submissions_dir=submissions_dir))
     return int(row.id)
+
+
+def _as_json(handle: Mapping[str, Any] | None) -> Any:
+    return None if handle is None else json.loads(json.dumps(dict(handle), allow_nan=False))
 
 
 def _storable(text: str) -> str:

@@ -271,10 +271,7 @@ def _empty(descriptor: int) -> None:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+    partial.write_text(json.dumps(value))
     partial.replace(path)
 
 
@@ -289,6 +286,7 @@ def main() -> None:
     with os.fdopen(descriptor, "w") as file:
         file.write(str(os.getpid()))
     Supervisor(folder, json.loads((folder / SPEC_FILE).read_text())).run()
+    os._exit(0)  # the dispatcher waits for our end, and there is nothing left to clean up
 
 
 if __name__ == "__main__":

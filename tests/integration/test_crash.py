@@ -167,9 +167,7 @@ def test_what_died_while_nobody_watched_is_trained_again(event_folder: Callable[
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_puts_back_what_runs_and_ends(
-    event_folder: Callable[..., EventFolder], number: signal.Signals
-) -> None:
+def test_a_stop_puts_back_what_runs_and_ends(event_folder: Callable[..., EventFolder], number: signal.Signals) -> None:
     event = event_folder()
     begun = event.folder / "begun"
     event.add("long", f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)")

@@ -190,12 +190,13 @@ def test_a_dispatcher_that_was_taken_for_dead_writes_nothing(store: Store, url: 
     before = dump(url)
 
     assert store.save_handle(dead, run, {"machine": 2}) is False
-    assert store.mark(dead, run, State.TRAINING) is False
+    assert store.begin_training(dead, run, {"machine": 2}) is False
+    assert store.mark_tested(dead, run) is False
     assert finish(store, dead, run, Cause.OK, State.SCORED) is None
     assert store.cancel_requests(dead) == set()
 
     assert dump(url) == before
-    assert store.mark(heir, run, State.TRAINING) is True
+    assert store.begin_training(heir, run, {"machine": 1}) is True
     assert finish(store, heir, run, Cause.OK, State.SCORED) is State.SCORED
 
 
@@ -252,9 +253,10 @@ def bring_to(store: Store, state: State) -> tuple[str, str]:
         store.request_cancel("a")
         return us, ""
     run = claim(store, us).run
-    for step in (State.TRAINING, State.TESTED):
-        if state is not State.SENT_TO_TRAINING and not (state is State.TRAINING and step is State.TESTED):
-            store.mark(us, run, step)
+    if state is not State.SENT_TO_TRAINING:
+        store.begin_training(us, run, None)
+        if state is not State.TRAINING:
+            store.mark_tested(us, run)
     if state.is_final:
         finish(store, us, run, Cause.OK, state)
     assert store.submissions()[0].state is state
@@ -633,7 +635,7 @@ def test_a_commit_whose_answer_was_lost_is_not_done_twice(postgresql: PostgreSQL
             cutter.cut_next()
             assert store.save_handle(us, attempt.run, {"x": 1})
             cutter.cut_next()
-            assert store.mark(us, attempt.run, State.TRAINING)
+            assert store.begin_training(us, attempt.run, {"x": 1})
             cutter.cut_next()
             assert finish(store, us, attempt.run, Cause.INFRA_ERROR, State.NEW) is State.NEW
 

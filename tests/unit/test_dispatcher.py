@@ -367,8 +367,7 @@ def test_a_training_that_outlived_its_dispatcher_is_collected_and_not_repeated(b
     attempt = store.claim(dead, worker="fake", time_limit=30)
     assert attempt
     bench.platform.start("of the dead", "a", Way())
-    store.save_handle(dead, attempt.run, {"key": "of the dead"})
-    store.mark(dead, attempt.run, State.TRAINING)
+    store.begin_training(dead, attempt.run, {"key": "of the dead"})
 
     Running(bench.dispatcher()).result()
 
@@ -406,8 +405,7 @@ def test_a_training_that_cannot_be_found_again_is_repeated(bench: Bench) -> None
     dead = dead_dispatcher(store)
     attempt = store.claim(dead, worker="fake", time_limit=30)
     assert attempt
-    store.save_handle(dead, attempt.run, None)
-    store.mark(dead, attempt.run, State.TRAINING)
+    store.begin_training(dead, attempt.run, None)
 
     Running(bench.dispatcher()).result()
 
@@ -433,8 +431,7 @@ def test_a_dispatcher_of_another_host_counts_as_alive_until_its_heart_stops(benc
     attempt = store.claim(other, worker="fake", time_limit=30)
     assert attempt
     bench.platform.start("there", "a", Way(ends=False))
-    store.save_handle(other, attempt.run, {"key": "there"})
-    store.mark(other, attempt.run, State.TRAINING)
+    store.begin_training(other, attempt.run, {"key": "there"})
     rhythm = Rhythm(tick=0.01, reconcile=0, heartbeat=0.01, dead_after=60, stop=PATIENCE)
     with running(bench.dispatcher(rhythm=rhythm)) as run:
         for name, seconds in (("b", 0), ("c", 25), ("d", 25), ("e", 25)):

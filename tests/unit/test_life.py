@@ -230,8 +230,7 @@ def test_a_resumed_training_keeps_its_time_limit(bench: Bench, monkeypatch: pyte
     monkeypatch.setattr("runner.life._GRACE", 0.01)
     bench.platform.start("there", "a", Way(ends=False))
     attempt = bench.claim()
-    bench.store.save_handle(bench.us, attempt.run, {"key": "there"})
-    bench.store.mark(bench.us, attempt.run, State.TRAINING)
+    bench.store.begin_training(bench.us, attempt.run, {"key": "there"})
     bench.clock.forward(31)  # of the 30 seconds that it has
 
     bench.live(Way(ends=False, keeps_limit=False), bench.store.open_attempts()[0])
