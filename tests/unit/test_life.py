@@ -244,6 +244,7 @@ def test_two_lives_share_nothing(bench: Bench) -> None:
     bench.heard.wait_for("a", State.TRAINING)
     bench.store.enrol(["b"])
     lives.append(bench.life(Way(ends=False), bench.claim())[0])
+    bench.heard.wait_for("b", State.TRAINING)
     for name, value in vars(lives[0].worker).items():
         if isinstance(value, (dict, list, set, threading.Event)) and value:
             assert value is not vars(lives[1].worker)[name], name
