@@ -5,6 +5,7 @@ Nothing here sleeps: a stand-in tells through a pipe that it was reached, and wa
 
 import ast
 import importlib.metadata
+import contextlib
 import json
 import os
 import re
@@ -419,13 +420,25 @@ def _interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def interrupt(process: "subprocess.Popen[str]") -> str:
+    """Press Ctrl-C until it is heard, and return what was printed on standard error.
+
+    A signal that comes just before a blocking read is seen by Python only when the read returns. On a terminal uv gets
+    the signal too, ends, and so ends the read; here it is sent to one process.
+    """
+    for _ in range(60):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=PATIENCE / 60)[1]
+    pytest.fail("Ctrl-C was not heard")
+
+
 @pytest.mark.usefixtures("_interruptible")
 def test_interrupted_while_installing_leaves_nothing(project: Project) -> None:
     project.use_uv(WAITING)
     with project.start("show") as interrupted:
         assert project.reached.wait() == "installing"
-        interrupted.send_signal(signal.SIGINT)
-        _, err = interrupted.communicate(timeout=PATIENCE)
+        err = interrupt(interrupted)
     assert interrupted.returncode == 130
     assert err.endswith("inv: interrupted while installing. Next: run it again, it starts clean\n")
     assert not project.venv.exists()
