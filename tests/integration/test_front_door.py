@@ -4,8 +4,8 @@ Nothing here sleeps: a stand-in tells through a pipe that it was reached, and wa
 """
 
 import ast
-import importlib.metadata
 import contextlib
+import importlib.metadata
 import json
 import os
 import re

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from runner.database import Database
 from runner.errors import StoreError
 from runner.migrate import bring_up_to_date, newest_revision
 from runner.schema import METADATA
-from tests.postgresql import PostgreSQL, serve
 
 MIGRATIONS = Path(runner.__file__).parent / "migrations"
 
@@ -32,21 +30,6 @@ def _config() -> Config:
 
 
 REVISIONS = [script.revision for script in reversed(list(ScriptDirectory.from_config(_config()).walk_revisions()))]
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """Return a server."""
-    yield from serve()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """Return an empty database of each kind."""
-    if request.param == "sqlite":
-        return URL.create("sqlite", database=str(tmp_path / "100% new.db"))
-    server: PostgreSQL = request.getfixturevalue("postgresql")
-    return server.new_database()
 
 
 def migrate(url: URL) -> None:

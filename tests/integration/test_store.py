@@ -28,24 +28,9 @@ from runner.store import MAX_TEXT, Store
 from runner.testing import Memory, SlowWorker
 from tests.dispatching import Bench, running
 from tests.event_folder import EventFolder
-from tests.postgresql import PostgreSQL, serve
+from tests.postgresql import PostgreSQL
 
 PATIENCE = 60.0
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """Return a server."""
-    yield from serve()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """Return an empty database of each kind."""
-    if request.param == "sqlite":
-        return URL.create("sqlite", database=str(tmp_path / "ramp-cloud.db"))
-    server: PostgreSQL = request.getfixturevalue("postgresql")
-    return server.new_database()
 
 
 @contextlib.contextmanager
