@@ -288,30 +288,13 @@ class Store(Lookup):
         Returns:
             The submission's new state; None when the attempt is no longer ours, and then nothing was written.
         """
-        ending = {
-            "ended": self._clock(),
-            "cause": outcome.cause,
-            "returncode": _storable_integer(outcome.returncode),
-            "cpu_seconds": _storable_number(outcome.cpu_seconds),
-            "peak_memory_mb": _storable_number(outcome.peak_memory_mb),
-            "message": _storable(outcome.message),
-            "detail": _storable(outcome.detail),
-        }
+        ending = {"ended": self._clock(), **_as_row(outcome)}
         ended = update(ATTEMPTS).where(*self._mine(dispatcher, run)).values(ending)
         this = SUBMISSIONS.c.run == run
         # Held, so that a cancel cannot come between this look and the submission's next state.
         current = select(SUBMISSIONS.c.failures, SUBMISSIONS.c.cancel_requested).where(this).with_for_update()
         by_us = (ATTEMPTS.c.run == run, ATTEMPTS.c.dispatcher_id == dispatcher, ATTEMPTS.c.ended == ending["ended"])
-        rows = [
-            {
-                "run": run,
-                "fold": _storable_integer(score.fold),
-                "step": score.step,
-                "name": _storable(score.name),
-                "value": _storable_number(score.value),
-            }
-            for score in scores
-        ]
+        rows = [_score_row(run, score) for score in scores]
 
         def end(connection: Connection) -> State | None:
             if connection.execute(ended).rowcount != 1:
@@ -378,6 +361,27 @@ def _register(connection: Connection, name: str, submissions_dir: str, now: date
 
 def _as_json(handle: Mapping[str, Any] | None) -> Any:
     return None if handle is None else json.loads(json.dumps(dict(handle), allow_nan=False))
+
+
+def _as_row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "cause": outcome.cause,
+        "returncode": _storable_integer(outcome.returncode),
+        "cpu_seconds": _storable_number(outcome.cpu_seconds),
+        "peak_memory_mb": _storable_number(outcome.peak_memory_mb),
+        "message": _storable(outcome.message),
+        "detail": _storable(outcome.detail),
+    }
+
+
+def _score_row(run: str, score: Score) -> dict[str, Any]:
+    return {
+        "run": run,
+        "fold": _storable_integer(score.fold),
+        "step": score.step,
+        "name": _storable(score.name),
+        "value": _storable_number(score.value),
+    }
 
 
 def _storable(text: str) -> str:
