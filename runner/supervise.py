@@ -96,7 +96,9 @@ class Supervisor:
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._end("stopped"))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Not SIG_IGN, which the training would inherit. The terminal's signals are the dispatcher's business.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
         _adopt_orphans()
         try:
             process = self._start()
@@ -147,7 +149,9 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # A group of its own, not a session: Linux schedules each session as one (autogroup), and two trainings then
+            # share two cores worse; seen to cost 0.2 s in 2 s.
+            process_group=0,
             preexec_fn=prepare,  # noqa: PLW1509, RUF100 - this process has one thread
         )
 

@@ -151,7 +151,7 @@ class LocalWorker(BaseWorker):
         ]
 
     def launch_submission(self) -> None:
-        """Start the supervisor in a session of its own."""
+        """Start the supervisor in a process group of its own."""
         command = [sys.executable, supervise.__file__, str(self._folder)]
         try:
             process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
@@ -159,7 +159,7 @@ class LocalWorker(BaseWorker):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,
+                process_group=0,  # out of Ctrl-C's reach; see supervise.py on why it is no session
                 cwd=self._folder,
             )
         except OSError as error:
