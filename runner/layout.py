@@ -56,14 +56,14 @@ class EventPaths:
         return self.predictions_dir / name
 
     @property
-    def runs(self) -> Path:
-        """The folder of the attempts that run on this machine."""
-        return self.event_dir / "runs"
-
-    @property
     def leaderboard(self) -> Path:
         """The leaderboard as run-event writes it."""
         return self.event_dir / "leaderboard.csv"
+
+
+def runs_folder(deployment_dir: str | Path, event_name: str) -> Path:
+    """Return the folder of the attempts that run on this machine."""
+    return Path(deployment_dir, "events", event_name, "runs")
 
 
 def check_name(name: str) -> str:

@@ -18,6 +18,7 @@ import psutil
 from runner import supervise
 from runner.errors import Interrupted, WorkerError
 from runner.kit import check_folders, find_ramp_test
+from runner.layout import runs_folder
 from runner.processes import (
     RUN_VARIABLE,
     has_argument,
@@ -107,7 +108,7 @@ class LocalWorker(BaseWorker):
         if "ramp_test" not in self.config:  # used without a dispatcher
             self.config = self.prepare_event(self.config)
         self.run = self.run or uuid.uuid4().hex
-        self._folder = runs_folder(self.config) / self.run
+        self._folder = runs_folder(self.config["deployment_dir"], self.config["event_name"]) / self.run
         try:
             shutil.rmtree(self._folder, ignore_errors=True)  # half of a setup that a crash cut short
             self._folder.mkdir(parents=True, mode=0o700)
@@ -325,11 +326,6 @@ class LocalWorker(BaseWorker):
         return ""
 
 
-def runs_folder(config: Mapping[str, Any]) -> Path:
-    """Return the folder of an event's runs on this machine."""
-    return Path(config["deployment_dir"], "events", config["event_name"], "runs")
-
-
 def _is_private(name: str) -> bool:
     """Whether an environment variable may hold what participants must not see."""
     upper = name.upper()
@@ -338,7 +334,7 @@ def _is_private(name: str) -> bool:
 
 def _run_folders(config: Mapping[str, Any]) -> list[Path]:
     try:
-        return [path for path in runs_folder(config).iterdir() if path.is_dir()]
+        return [path for path in runs_folder(config["deployment_dir"], config["event_name"]).iterdir() if path.is_dir()]
     except FileNotFoundError:
         return []
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runner.config import load_config
 from runner.errors import UsageError
-from runner.layout import EventPaths, check_name
+from runner.layout import EventPaths, check_name, runs_folder
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,6 @@ def test_folders_of_an_event(tmp_path: Path) -> None:
     assert paths.submission("a b") == event / "submissions" / "a b"
     assert paths.predictions("a b") == event / "predictions" / "a b"
     assert paths.log("a b") == Path("/var/log/ramp/a b/log")
-    assert paths.runs == event / "runs"
+    assert runs_folder(event.parents[1], event.name) == event / "runs"
     assert paths.leaderboard == event / "leaderboard.csv"
     assert not event.exists()
