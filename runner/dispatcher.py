@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from runner.config import EventConfig
-from runner.errors import KitError, StoreError
+from runner.errors import KitError, LaunchStopped, StoreError
 from runner.inbox import Inbox
 from runner.kit import Kit
 from runner.life import End, Life, Listener
@@ -26,7 +26,7 @@ from runner.records import Attempt
 from runner.retry import RetryPolicy
 from runner.states import State
 from runner.store import Store, utc_now
-from runner.workers.base import BaseWorker
+from runner.workers.base import BaseWorker, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Dispatcher:
         # A SimpleQueue can be rung from a signal handler; an Event cannot, its lock might be held by the same thread.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
+        self._no_more: LaunchStopped | None = None  # why nothing can be launched any more
         self._next = _Next()
         self._hearts = Hearts(dead_after=self._rhythm.dead_after)
         self._arriving = True  # whether the inbox may hold something that is not enrolled yet
@@ -107,6 +108,7 @@ class Dispatcher:
 
         Raises:
             KitError: the kit cannot be read; what ran was put back to new.
+            LaunchStopped: the worker can launch nothing more; what ran has ended, what waited is still new.
             StoreError: the store could not be reached when the dispatcher started.
         """
         pid = os.getpid()
@@ -122,6 +124,8 @@ class Dispatcher:
             self._shut_down()
         if self._worker.needs_kit and self._kit.done() and (error := self._kit.exception()):
             raise error
+        if self._no_more is not None and not self._stopping:
+            raise self._no_more
 
     def stop(self) -> None:
         """End what runs, put it back to new, and let ``run`` return. May be called from a signal handler."""
@@ -173,9 +177,10 @@ class Dispatcher:
             for what in swept:
                 logger.warning("swept: %s", what)
 
-    def _live_runs(self) -> set[str]:
+    def _live_runs(self) -> dict[str, WorkerState | None]:
         # Our own lives count to their end: a result is stored before its run is released.
-        return {attempt.run for attempt in self._store.open_attempts()} | set(self._lives)
+        live = {run: life.attempt.handle for run, life in self._lives.copy().items()}
+        return live | {attempt.run: attempt.handle for attempt in self._store.open_attempts()}
 
     def _enrol(self, now: float) -> None:
         # Set before the scan, so that what arrives during it rings for another one.
@@ -192,9 +197,12 @@ class Dispatcher:
             if life.is_over:
                 del self._lives[run]
                 self._give_up.pop(run, None)
+                if life.launch_stopped is not None and self._no_more is None:
+                    self._no_more = life.launch_stopped
+                    logger.error("nothing more is launched: %s", self._no_more.message)
 
     def _launch(self) -> None:
-        while len(self._lives) < self.n_workers and not self._kit_is_broken():
+        while len(self._lives) < self.n_workers and not self._kit_is_broken() and self._no_more is None:
             worker_type = self._config.worker.worker_type
             attempt = self._store.claim(self._id, worker=worker_type, time_limit=self._config.worker.timeout)
             if attempt is None:
@@ -233,6 +241,8 @@ class Dispatcher:
     def _is_done(self) -> bool:
         if self._kit_is_broken():
             return True
+        if self._no_more is not None:
+            return not self._lives
         if self._config.dispatcher.hunger_policy != "exit" or self._lives or self._arriving:
             return False
         return self._store.count_open() == 0
@@ -284,6 +294,10 @@ class Dispatcher:
             self._store.end_dispatcher(self._id)
         except StoreError as error:
             logger.warning("the end could not be written down: %s", error.message)
+        try:
+            self._worker.close_event(self._worker_config)
+        except Exception as error:  # noqa: BLE001 - part of the guard: a worker's code does not end the dispatcher
+            logger.warning("the worker could not be closed: %s", error)
 
 
 def _cores() -> int:

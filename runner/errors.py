@@ -7,8 +7,15 @@ RampCloudError
 ├── KitError               the kit, its data or its environment cannot be used
 ├── EnvironmentNotBuilt    a conda environment could not be created or updated
 ├── StoreError             the database cannot be reached, read or written
+├── LaunchStopped          no machine can be launched any more (quota, rights, cost); what waits stays new
+├── AwsError               AWS refused a call, or could not be reached
+│   ├── Throttled          too many calls; the same call is good after a pause
+│   └── NoCapacity         AWS has no machine of that type in that zone now
+├── TransportError         the connection to a machine could not be made, or broke
+│   └── WrongHostKey       another machine answers than the one that was launched
 └── WorkerError            one attempt failed for a reason of ours; it is repeated
     ├── Interrupted        the machine or process that trained is gone
+    ├── NoRoom             there is no machine to be had now; tried again later, and counts for nothing
     └── SubmissionUnusable the submission's folder cannot be run; not repeated, the participant is told
 """
 
@@ -64,12 +71,44 @@ class StoreError(RampCloudError):
     """The event's database cannot be reached, read or written."""
 
 
+class LaunchStopped(RampCloudError):
+    """No machine can be launched any more, whatever the submission; the event ends when what runs has ended."""
+
+
+class AwsError(RampCloudError):
+    """AWS refused a call, or could not be reached. Field ``code`` is AWS's own, ``operation`` the call."""
+
+
+class Throttled(AwsError):
+    """AWS was called too often."""
+
+
+class NoCapacity(AwsError):
+    """AWS has no machine of a type in a zone now, or none at the price that was offered."""
+
+
+class TransportError(RampCloudError):
+    """The connection to a machine could not be made, or broke. It can be made again; what runs there goes on."""
+
+
+class WrongHostKey(TransportError):
+    """Another machine answers at the address than the one that was launched; nothing was sent to it."""
+
+
 class WorkerError(RampCloudError):
     """An attempt failed for a reason that is not the participant's; it is repeated within bounds."""
 
 
 class Interrupted(WorkerError):
     """The process or machine that trained a submission is gone before it ended."""
+
+
+class NoRoom(WorkerError):
+    """There is no machine to be had now. The submission is new again for ``retry_after`` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float, detail: str = "", **fields: object) -> None:
+        super().__init__(message, detail=detail, **fields)
+        self.retry_after = retry_after
 
 
 class SubmissionUnusable(WorkerError):

@@ -59,7 +59,7 @@ class Event:
             RampCloudError: nothing can run: the worker, its environment, the kit or the data is missing.
         """
         worker = load_worker(self.config.worker.worker_type, beside=self.config.deployment_dir)
-        worker_config = worker.prepare_event(self.config.worker_config())
+        worker_config = worker.prepare_event({**self.config.worker_config(), "event_uid": self.store.uid})
         python = worker.kit_python(worker_config)
         return Dispatcher(
             self.config,

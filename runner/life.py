@@ -6,13 +6,21 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from runner.config import DEFAULT_TIMEOUT
-from runner.errors import Interrupted, RampCloudError, StoreError, SubmissionUnusable, WorkerError
+from runner.errors import (
+    Interrupted,
+    LaunchStopped,
+    NoRoom,
+    RampCloudError,
+    StoreError,
+    SubmissionUnusable,
+    WorkerError,
+)
 from runner.kit import Kit
 from runner.records import Attempt, Outcome, Score
 from runner.retry import Decision, RetryPolicy
@@ -95,6 +103,8 @@ class Life:
         self._end: End | None = None
         self._leave = threading.Event()
         self._over = threading.Event()
+        self.launch_stopped: LaunchStopped | None = None  # nothing can be launched any more, for no submission
+        self._retry_after: float | None = None  # seconds until there may be room for the submission
         self._training_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"life-{attempt.run[:8]}", daemon=True)
 
@@ -191,7 +201,7 @@ class Life:
 
     def _train(self) -> tuple[Outcome, list[Score]]:
         worker = self.worker = self._make_worker()
-        worker.run = self.attempt.run
+        worker.run, worker.attempt = self.attempt.run, self.attempt.number
         if self.attempt.handle is not None:
             worker.resume(self.attempt.handle)
         elif self.attempt.state is not State.SENT_TO_TRAINING or self.attempt.launched:
@@ -286,7 +296,13 @@ class Life:
     def _outcome_of(self, error: BaseException) -> Outcome:
         if isinstance(error, SubmissionUnusable):
             return Outcome(cause=Cause.SUBMISSION_ERROR, message=error.message, detail=error.detail)
-        if isinstance(error, Interrupted):
+        if isinstance(error, LaunchStopped):
+            self.launch_stopped = error
+            waits = "no machine can be launched any more; the submission waits"
+            return Outcome(cause=Cause.CANCELLED, message=waits, detail=error.for_organiser())
+        if isinstance(error, NoRoom):
+            self._retry_after = error.retry_after
+        if isinstance(error, Interrupted | NoRoom):
             return Outcome(cause=Cause.INTERRUPTED, message=error.message, detail=error.for_organiser())
         if isinstance(error, RampCloudError):
             logger.warning("%s: %s", self.attempt.name, error.for_organiser())
@@ -301,7 +317,7 @@ class Life:
     def _finish(self, outcome: Outcome, scores: list[Score]) -> None:
         # That a dispatcher died before the training began says nothing about the submission or its machine.
         began = self._training_since is not None or self.attempt.launched is not None
-        counts = began or not self._adopted or outcome.cause is not Cause.INTERRUPTED
+        counts = (began or not self._adopted or outcome.cause is not Cause.INTERRUPTED) and self._retry_after is None
         state = self._patiently(
             lambda: self._store.finish(
                 self._dispatcher,
@@ -330,6 +346,8 @@ class Life:
     def _decide(self, failures: int, outcome: Outcome) -> Decision:
         if outcome.cause is Cause.CANCELLED and self._end is not End.CANCEL:
             return Decision(state=State.NEW)
+        if self._retry_after is not None and self._end is None:
+            return Decision(state=State.NEW, not_before=self._clock() + timedelta(seconds=self._retry_after))
         return self._policy.decide(failures=failures, cause=outcome.cause, now=self._clock())
 
     def _tear_down(self) -> None:

@@ -60,6 +60,7 @@ EVENTS = Table(
     Column("kit_key", Text),  # what the kit's facts were read from; other content means reading them again
     Column("kit", JSON),
     Column("created", UtcDateTime, nullable=False),
+    Column("uid", Text),  # unique in the world: what the event launches elsewhere is tagged with it
 )
 
 # One row per run of a dispatcher; its heartbeat tells whether what it claimed is still cared for.

@@ -41,12 +41,13 @@ class Store(Lookup):
 
     Args:
         database: with its tables in place.
-        event_id: row of the event.
+        event_id: row of the event; ``uid`` is its id that is unique in the world.
         clock: the present moment, UTC.
     """
 
-    def __init__(self, database: Database, event_id: int, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, event_id: int, uid: str, *, clock: Callable[[], datetime]) -> None:
         super().__init__(database, event_id)
+        self.uid = uid
         self._clock = clock
 
     @classmethod
@@ -68,13 +69,13 @@ class Store(Lookup):
         database = Database(url, patience=patience)
         try:
             bring_up_to_date(database)
-            event_id = _against_others(
+            event_id, uid = _against_others(
                 lambda: database.write(lambda connection: _register(connection, event_name, submissions_dir, clock()))
             )
         except BaseException:
             database.close()
             raise
-        return cls(database, event_id, clock=clock)
+        return cls(database, event_id, uid, clock=clock)
 
     # -- dispatchers ---------------------------------------------------------------------------------------------
 
@@ -342,11 +343,17 @@ def _against_others(work: Callable[[], T]) -> T:
     return work()
 
 
-def _register(connection: Connection, name: str, submissions_dir: str, now: datetime) -> int:
-    row = connection.execute(select(EVENTS.c.id, EVENTS.c.submissions_dir).where(EVENTS.c.name == name)).one_or_none()
+def _register(connection: Connection, name: str, submissions_dir: str, now: datetime) -> tuple[int, str]:
+    """Return row and uid of an event, which is made when the database does not have it."""
+    columns = (EVENTS.c.id, EVENTS.c.submissions_dir, EVENTS.c.uid)
+    row = connection.execute(select(*columns).where(EVENTS.c.name == name).with_for_update()).one_or_none()
+    uid = uuid.uuid4().hex if row is None or row.uid is None else str(row.uid)
     if row is None:
-        values = {"name": name, "submissions_dir": submissions_dir, "created": now}
-        return int(connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one())
+        values = {"name": name, "submissions_dir": submissions_dir, "created": now, "uid": uid}
+        return int(connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one()), uid
+    this = update(EVENTS).where(EVENTS.c.id == row.id)
+    if row.uid is None:  # written by a version that knew none
+        connection.execute(this.values(uid=uid))
     if row.submissions_dir != submissions_dir:
         if Path(row.submissions_dir).is_dir():
             msg = (
@@ -355,8 +362,9 @@ def _register(connection: Connection, name: str, submissions_dir: str, now: date
             )
             raise StoreError(msg)
         # The folder was moved as a whole; the event moves with it.
-        connection.execute(update(EVENTS).where(EVENTS.c.id == row.id).values(submissions_dir=submissions_dir))
-    return int(row.id)
+        connection.execute(this.values(submissions_dir=submissions_dir))
+    return int(row.id), uid
+
 
 
 def _as_json(handle: Mapping[str, Any] | None) -> Any:

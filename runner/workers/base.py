@@ -8,7 +8,7 @@ import contextlib
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from runner.states import Cause
 
 WorkerState = dict[str, Any]
+LiveRuns = Callable[[], Mapping[str, WorkerState | None]]
 TIMEOUT_CODE = 124  # what timeout(1) gives, and what the predecessor stored
 
 
@@ -49,6 +50,7 @@ class BaseWorker(ABC):
         status: initialized, setup, running, finished, collected, retry, error, timeout or killed. Reading it has no
             effect; ``poll`` brings it up to date.
         run: id of the attempt, unique in the world. The dispatcher sets its own; without one every object has another.
+        attempt: number of the attempt at this submission, from 1.
     """
 
     needs_kit: ClassVar[bool] = False
@@ -59,6 +61,7 @@ class BaseWorker(ABC):
         self.submission = submission
         self.status = "initialized"
         self.run = uuid.uuid4().hex
+        self.attempt = 1
         self._woken = threading.Event()
 
     # -- once per event ------------------------------------------------------------------------------------------
@@ -85,7 +88,14 @@ class BaseWorker(ABC):
         return None
 
     @classmethod
-    def sweep(cls, config: dict[str, Any], live_runs: Callable[[], Collection[str]]) -> list[str]:
+    def close_event(cls, config: dict[str, Any]) -> None:  # noqa: B027 - most workers have nothing open
+        """Let go of what ``prepare_event`` opened in this process; called once, when the dispatcher has ended.
+
+        What trainings still use elsewhere stays: the next dispatcher finds it.
+        """
+
+    @classmethod
+    def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:
         """Release whatever crashes left behind, and return what that was, in words.
 
         Called when a dispatcher starts and several times a minute. Must not touch what belongs to another event or
@@ -93,8 +103,9 @@ class BaseWorker(ABC):
 
         Args:
             config: what ``prepare_event`` returned.
-            live_runs: gives the ids (``run``) of the attempts under way. Look first at what is there, then call it: an
-                attempt is stored before anything is made for it, so what it does not name is left over.
+            live_runs: gives the attempts under way: id (``run``) to what its worker's ``state()`` gave last, None
+                before the first. Look first at what is there, then call it: an attempt is stored before anything is
+                made for it, so what it does not name is left over.
         """
         return []
 

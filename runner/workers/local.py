@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 
 from runner import supervise
+from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, WorkerError
 from runner.kit import check_folders, find_ramp_test
 from runner.layout import runs_folder
@@ -29,12 +30,10 @@ from runner.processes import (
     started_at,
     wait_for_end,
 )
-from runner.states import Cause
 from runner.traceback_text import traceback_in_log
 from runner.transfer import copy_output, copy_submission, half_copied
-from runner.workers.base import TIMEOUT_CODE, BaseWorker, Usage, log_file
+from runner.workers.base import TIMEOUT_CODE, BaseWorker, LiveRuns, Usage, log_file
 
-MEGABYTE = 1_000_000
 _NICENESS = 5  # the dispatcher stays responsive while every core trains
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -87,11 +86,11 @@ class LocalWorker(BaseWorker):
         return kept | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {})
 
     @classmethod
-    def sweep(cls, config: dict[str, Any], live_runs: Callable[[], Collection[str]]) -> list[str]:
+    def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:
         """End processes and remove folders of runs that no live attempt has; see the contract."""
         folders = _run_folders(config)
         unfinished = half_copied(Path(config["predictions_dir"]))
-        live = live_runs() if folders or unfinished else ()
+        live = live_runs() if folders or unfinished else {}
         over = [folder for folder in folders if folder.name.removesuffix(_OVER) not in live]
         for folder in over:
             _release(folder)
@@ -197,45 +196,28 @@ class LocalWorker(BaseWorker):
         super().collect_results()
         if not self._read_outcome() and self.status == "timeout":
             # The supervisor itself is stuck (a disk that hangs); the time limit holds all the same.
-            return TIMEOUT_CODE, f"The training was killed at its time limit of {self.timeout:g} s."
+            return TIMEOUT_CODE, timeout_verdict(self.timeout)
         if not self._read_outcome():
             msg = "the training's process is gone and left no result; it will be tried again"
             raise Interrupted(msg)
-        if "not_started" in self._outcome:
-            msg = "the training could not be started; it will be tried again"
-            raise WorkerError(msg, detail=self._outcome["not_started"])
-        if self._outcome["ending"] == "stopped" or self._outcome["returncode"] is None:
-            msg = "the training was stopped from outside; it will be tried again"
-            raise Interrupted(msg)
-        code = self._returncode()
+        ending = self._ending()
+        ending.check()
+        code = ending.code
         log = log_file(self.config, self.submission)
         predictions = Path(self.config["predictions_dir"]) / self.submission
         try:
             # Where we ended the training, the end of its log would not tell why; the log itself is kept.
-            message = traceback_in_log(log) if code and not self._outcome["ending"] else ""
+            message = traceback_in_log(log) if code and not ending.ended_by_us else ""
             copy_output(self._copy / "training_output" if code == 0 else None, predictions, mark=self.run)
         except OSError as error:
             msg = "the results could not be collected; the submission will be tried again"
             raise WorkerError(msg, detail=str(error)) from error
         self.status = "collected"
-        return code, "\n".join(part for part in (message, self._verdict()) if part)
+        return code, "\n".join(part for part in (message, ending.verdict) if part)
 
     def usage(self) -> Usage:
         """Tell CPU seconds, peak memory, and the cause where the supervisor knows it better than the return code."""
-        outcome = self._outcome
-        cause = None
-        if outcome.get("ending") == "timeout":
-            cause = Cause.TIMEOUT
-        elif outcome.get("returncode") == -9 and outcome.get("oom_kills"):
-            cause = Cause.OUT_OF_MEMORY
-        elif outcome.get("returncode"):
-            cause = Cause.SUBMISSION_ERROR
-        return Usage(
-            cause=cause,
-            cpu_seconds=outcome.get("cpu_seconds"),
-            peak_memory_mb=round(outcome.get("peak_memory_bytes", 0) / MEGABYTE, 1) or None,
-            detail=f"the log could not be written: {outcome['log_lost']}" if outcome.get("log_lost") else "",
-        )
+        return self._ending().usage()
 
     def teardown(self) -> None:
         """End what still runs and remove the run folder."""
@@ -305,25 +287,8 @@ class LocalWorker(BaseWorker):
                 self._outcome = json.loads((self._folder / supervise.OUTCOME_FILE).read_text())
         return bool(self._outcome)
 
-    def _returncode(self) -> int:
-        if self._outcome["ending"] == "timeout":
-            return TIMEOUT_CODE
-        code = int(self._outcome["returncode"])
-        if self._outcome["ending"] == "output" and code == 0:
-            return 1
-        return 128 - code if code < 0 else code  # a signal, as shells show it
-
-    def _verdict(self) -> str:
-        """Say what the log cannot: that we or the kernel ended the training."""
-        if self._outcome["ending"] == "timeout":
-            return f"The training was killed at its time limit of {self.timeout:g} s."
-        if self._outcome["ending"] == "output":
-            return f"The training was killed because it wrote more than {self.config['max_output_mb']:g} MB."
-        if self._outcome["returncode"] == -9 and self._outcome["oom_kills"]:
-            return "The training was killed because the machine ran out of memory; use less, or ask for more."
-        if self._outcome["returncode"] < 0:
-            return f"The training was killed by signal {-self._outcome['returncode']}."
-        return ""
+    def _ending(self) -> Ending:
+        return Ending(written=self._outcome, timeout=self.timeout, max_output_mb=self.config["max_output_mb"])
 
 
 def _is_private(name: str) -> bool:

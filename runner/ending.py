@@ -1,0 +1,88 @@
+"""How a training ended: what its supervisor wrote to outcome.json, in return codes, causes and words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner.errors import Interrupted, WorkerError
+from runner.states import Cause
+from runner.workers.base import TIMEOUT_CODE, Usage
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """One training's end. ``written`` is the content of outcome.json; limits are those that the training had.
+
+    ``timeout`` in seconds, ``max_output_mb`` in MB of 10⁶ bytes.
+    """
+
+    written: Mapping[str, Any]
+    timeout: float
+    max_output_mb: float
+
+    def check(self) -> None:
+        """Return when the training itself came to an end.
+
+        Raises:
+            WorkerError: it could not be started.
+            Interrupted: it was stopped from outside.
+        """
+        if "not_started" in self.written:
+            msg = "the training could not be started; it will be tried again"
+            raise WorkerError(msg, detail=self.written["not_started"])
+        if self.written["ending"] == "stopped" or self.written["returncode"] is None:
+            msg = "the training was stopped from outside; it will be tried again"
+            raise Interrupted(msg)
+
+    @property
+    def ended_by_us(self) -> bool:
+        """Whether a limit of ours ended it, so that the end of its log does not tell why."""
+        return bool(self.written["ending"])
+
+    @property
+    def code(self) -> int:
+        """The return code as shells show it: 124 for the time limit, 128 + n for signal n."""
+        if self.written["ending"] == "timeout":
+            return TIMEOUT_CODE
+        code = int(self.written["returncode"])
+        if self.written["ending"] == "output" and code == 0:
+            return 1
+        return 128 - code if code < 0 else code
+
+    @property
+    def verdict(self) -> str:
+        """What the log cannot say: that we or the kernel ended the training; empty otherwise."""
+        if self.written["ending"] == "timeout":
+            return timeout_verdict(self.timeout)
+        if self.written["ending"] == "output":
+            return f"The training was killed because it wrote more than {self.max_output_mb:g} MB."
+        if self.written["returncode"] == -9 and self.written["oom_kills"]:
+            return "The training was killed because the machine ran out of memory; use less, or ask for more."
+        if self.written["returncode"] < 0:
+            return f"The training was killed by signal {-self.written['returncode']}."
+        return ""
+
+    def usage(self, detail: str = "") -> Usage:
+        """Return what it used, and the cause where the supervisor knows it better than the return code."""
+        written = self.written
+        cause = None
+        if written.get("ending") == "timeout":
+            cause = Cause.TIMEOUT
+        elif written.get("returncode") == -9 and written.get("oom_kills"):
+            cause = Cause.OUT_OF_MEMORY
+        elif written.get("returncode"):
+            cause = Cause.SUBMISSION_ERROR
+        lost = f"the log could not be written: {written['log_lost']}" if written.get("log_lost") else ""
+        return Usage(
+            cause=cause,
+            cpu_seconds=written.get("cpu_seconds"),
+            peak_memory_mb=round(written.get("peak_memory_bytes", 0) / MEGABYTE, 1) or None,
+            detail="\n".join(part for part in (detail, lost) if part),
+        )
+
+
+def timeout_verdict(seconds: float) -> str:
+    """Return what a participant reads whose training took too long."""
+    return f"The training was killed at its time limit of {seconds:g} s."
