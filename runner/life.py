@@ -191,7 +191,9 @@ class Life:
             raise
         # SystemExit is a worker's sys.exit(): it would end this thread without a word, and the submission never.
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the guard: nobody ends the dispatcher
-            outcome, scores = self._outcome_of(error), []
+            # Who was asked to end may say so by raising; that is no failure.
+            asked = self._end is not None and isinstance(error, RampCloudError)
+            outcome, scores = self._ended_early() if asked else self._outcome_of(error), []
         if outcome.cause is Cause.OK or outcome.cause.is_participants:
             self._finish(outcome, scores)  # first, so that a crash in between does not lose the result
             self._tear_down()

@@ -4,16 +4,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from runner.dispatcher import Rhythm
-from runner.errors import Interrupted, KitError, SubmissionUnusable
+from runner.errors import Interrupted, KitError, LaunchStopped, NoRoom, SubmissionUnusable
 from runner.records import Outcome
 from runner.retry import Decision, RetryPolicy
 from runner.states import Cause, State
@@ -39,7 +39,7 @@ from runner.testing import (
     SlowWorker,
     Way,
 )
-from runner.workers.base import BaseWorker
+from runner.workers.base import BaseWorker, LiveRuns
 from tests.dispatching import Bench, Running, running
 
 
@@ -348,6 +348,119 @@ def test_two_lives_share_no_config(bench: Bench) -> None:
     Running(bench.dispatcher(Scribbles, n_workers=3)).result()
 
     assert set(bench.ends().values()) == {(State.SCORED, Cause.OK, 1)}
+
+
+# -- machines that cannot be had -------------------------------------------------------------------------------------
+
+
+class OutOfMoney(FakeWorker):
+    """Cannot launch anything for anybody, but for the submission that already trains."""
+
+    way = Way(raises_in="setup", error=LaunchStopped("the event's money is spent; raise max_event_cost"))
+
+
+def test_when_nothing_can_be_launched_the_event_ends_with_one_message_and_nobody_is_blamed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.ways["runs"] = Way(ends=False)
+    bench.add("runs")
+    dispatcher = bench.dispatcher(OutOfMoney, n_workers=3, hunger_policy="sleep")
+    run = Running(dispatcher)
+    bench.heard.wait_for("runs", State.TRAINING)
+    bench.add("a", "b", "c")
+    bench.heard.wait_for("a", State.NEW, times=2)
+    bench.platform.end("runs")
+
+    with pytest.raises(LaunchStopped, match="raise max_event_cost"):
+        run.result()
+
+    ends = bench.ends()
+    assert ends.pop("runs") == (State.SCORED, Cause.OK, 1)
+    assert {state for state, _, _ in ends.values()} == {State.NEW}
+    assert {record.message for record in bench.records().values() if record.cause is Cause.CANCELLED} == {
+        "no machine can be launched any more; the submission waits"
+    }
+    assert caplog.text.count("raise max_event_cost") == 1
+
+
+class HasNoRoom(FakeWorker):
+    """Has no machine for anybody, and says when to ask again."""
+
+    way = Way(raises_in="setup", error=NoRoom("no machine to be had in any zone", retry_after=600))
+
+
+def test_a_submission_without_a_machine_waits_and_is_not_counted(bench: Bench) -> None:
+    bench.add("a")
+    with running(bench.dispatcher(HasNoRoom)):
+        for attempts in range(1, 6):
+            bench.heard.wait_for("a", State.NEW, times=attempts + 1)
+            record = bench.records()["a"]
+            assert (record.state, record.cause, record.attempts) == (State.NEW, Cause.INTERRUPTED, attempts)
+            assert bench.open_store().next_due() == bench.clock() + timedelta(seconds=600)
+            bench.clock.forward(601)
+
+
+def test_an_attempt_that_raises_because_it_was_stopped_has_not_failed(bench: Bench) -> None:
+    waits = threading.Event()
+
+    class Gives(FakeWorker):
+        """Waits for a machine and raises when it is woken, as it must."""
+
+        def setup(self) -> None:
+            waits.set()
+            self._woken.wait()
+            msg = "no longer wanted"
+            raise Interrupted(msg)
+
+    bench.add("a")
+    dispatcher = bench.dispatcher(Gives)
+    with running(dispatcher):
+        assert waits.wait(PATIENCE)
+
+    assert bench.ends() == {"a": (State.NEW, Cause.CANCELLED, 1)}
+
+
+def test_a_worker_is_closed_once_when_the_dispatcher_ends(bench: Bench) -> None:
+    class Counts(FakeWorker):
+        """Counts how often it is closed."""
+
+        closed: ClassVar[list[str]] = []
+
+        @classmethod
+        def close_event(cls, config: dict[str, Any]) -> None:
+            cls.closed.append(config["event_name"])
+            msg = "already gone"
+            raise OSError(msg)
+
+    bench.add("a")
+
+    Running(bench.dispatcher(Counts)).result()
+
+    assert Counts.closed == ["toy_event"]
+
+
+def test_sweep_is_told_the_handles_of_what_runs(bench: Bench) -> None:
+    told: list[Mapping[str, Any]] = []
+    saw_a_handle = threading.Event()
+
+    class Looks(FakeWorker):
+        """Notes what runs."""
+
+        @classmethod
+        def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:
+            del config
+            told.append(live_runs())
+            if any(told[-1].values()):
+                saw_a_handle.set()
+            return []
+
+    bench.ways["a"] = Way(ends=False)
+    bench.add("a")
+    with running(bench.dispatcher(Looks)):
+        bench.heard.wait_for("a", State.TRAINING)
+        (attempt,) = bench.open_store().open_attempts()
+        assert saw_a_handle.wait(PATIENCE)
+        assert told[-1] == {attempt.run: {"key": attempt.run}}
 
 
 # -- after a crash ---------------------------------------------------------------------------------------------------
