@@ -10,8 +10,23 @@ from pathlib import Path
 import psutil
 
 RUN_VARIABLE = "RAMP_CLOUD_RUN"  # in the environment of every process of a training
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 _POLL = 0.2  # seconds between two looks where the system cannot tell (macOS)
 _CLOCK_SLACK = 2.0  # seconds by which a start time may move when the machine's clock is set
+
+
+def thread_variables(threads: int | None) -> dict[str, str]:
+    """Return the environment that makes a training's packages use so many threads; None leaves it to them."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
 
 
 def host_id() -> str:

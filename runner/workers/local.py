@@ -28,6 +28,7 @@ from runner.processes import (
     kill_all,
     processes_of_run,
     started_at,
+    thread_variables,
     wait_for_end,
 )
 from runner.traceback_text import traceback_in_log
@@ -35,16 +36,6 @@ from runner.transfer import copy_output, copy_submission, half_copied
 from runner.workers.base import TIMEOUT_CODE, BaseWorker, LiveRuns, Usage, log_file
 
 _NICENESS = 5  # the dispatcher stays responsive while every core trains
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 _SECRET_WORDS = ("SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _OVER = ".over"  # a run folder that is given up has this at its end
 
@@ -82,8 +73,7 @@ class LocalWorker(BaseWorker):
         kept = {name: value for name, value in os.environ.items() if not _is_private(name)}
         folder = str(Path(config["python"]).parent)
         kept["PATH"] = os.pathsep.join([folder, kept.get("PATH", os.defpath)])
-        threads = config.get("n_threads")
-        return kept | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {})
+        return kept | thread_variables(config.get("n_threads"))
 
     @classmethod
     def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:

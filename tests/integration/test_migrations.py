@@ -19,6 +19,7 @@ from runner.database import Database
 from runner.errors import StoreError
 from runner.migrate import bring_up_to_date, newest_revision
 from runner.schema import METADATA
+from runner.store import Store
 
 MIGRATIONS = Path(runner.__file__).parent / "migrations"
 
@@ -105,6 +106,23 @@ def test_every_earlier_revision_is_brought_up_to_date(url: URL, revision: str) -
     migrate(url)
 
     assert differences(url) == []
+
+
+def test_an_event_of_an_earlier_version_gets_an_id_and_keeps_it(url: URL, tmp_path: Path) -> None:
+    upgrade_to(url, "0001")
+    folder = str(tmp_path / "submissions")
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        row = {"name": "old", "folder": folder}
+        insert = "INSERT INTO events (name, submissions_dir, created) VALUES (:name, :folder, '2026-01-01 00:00:00')"
+        connection.execute(text(insert), row)
+
+    ids = []
+    for name in ("old", "old", "new", "old", "new"):
+        store = Store.open(url, event_name=name, submissions_dir=folder)
+        ids.append((name, store.uid))
+        store.close()
+
+    assert len(set(ids)) == len({uid for _, uid in ids}) == 2
 
 
 def test_processes_that_start_together_migrate_once(url: URL) -> None:
