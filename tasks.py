@@ -1,5 +1,7 @@
 """The front door: every task of ramp-cloud. `./inv --list` shows them, `./inv --help TASK` explains one."""
 
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -17,6 +19,9 @@ from invoke import Context, Exit, task
 
 ROOT = Path(__file__).resolve().parent
 IRIS = ROOT / "examples" / "iris" / "config.yml"
+IRIS_AWS = IRIS.with_name("aws.yml")
+# What tells that a set of packages is there already, whoever installed it.
+SETS = {"aws": ("boto3", "paramiko"), "rehearsal": ("asyncssh", "boto3", "memory_profiler", "moto", "paramiko")}
 
 
 def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,16 +47,29 @@ def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
 
 def _bring(requirements: str) -> None:
     """Install a further set of packages on its first use."""
+    known = SETS.get(requirements, ())
+    if known and all(importlib.util.find_spec(package) for package in known):
+        return
     command = [sys.executable, str(ROOT / "inv"), "--bring", requirements]
     if subprocess.run(command, check=False).returncode:  # noqa: S603 - an argument list, never a shell
         msg = ""
         raise Exit(msg, code=1)  # inv has said what failed and what to do
+    importlib.invalidate_caches()
 
 
 def _open(config: str | None, deployment_dir: str | None) -> Any:
     from runner.event import open_event
 
-    return open_event(Path(config) if config else IRIS, deployment_dir=Path(deployment_dir) if deployment_dir else None)
+    return open_event(_path(config) or IRIS, deployment_dir=_path(deployment_dir))
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _warn(config: Any) -> None:
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:
@@ -79,15 +97,23 @@ LOOK = {**EVENT, "json_": "print one JSON object and nothing else"}
 def run_event(_: Context, config: str | None = None, deployment_dir: str | None = None) -> None:
     """Train and score every new submission of an event. Ctrl-C ends it and loses nothing."""
     from runner import console
+    from runner.errors import LaunchStopped
 
+    stopped: LaunchStopped | None = None
     with _open(config, deployment_dir) as event:
+        _warn(event.config)
+        if event.config.worker.worker_type == "aws":
+            _bring("aws")
         watched = sys.stdout.isatty()
         view = console.LiveView(event.states()) if watched else console.PlainView()
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[view.log_handler()])
         dispatcher = event.dispatcher(view)
         signals = _stop_on_signals(dispatcher)
         with view.shown(dispatcher.lives):
-            dispatcher.run()
+            try:
+                dispatcher.run()
+            except LaunchStopped as error:  # what has ended until then is shown all the same
+                stopped = error
         failed = event.finish()
         console.show_status(event.status())
         console.show_leaderboard(event.rows(), event.kit(), step="valid")
@@ -95,6 +121,8 @@ def run_event(_: Context, config: str | None = None, deployment_dir: str | None 
     if signals:
         msg = "Stopped. What was running is new again; the next run-event goes on."
         raise Exit(msg, code=128 + signals[0])
+    if stopped:
+        raise Exit(stopped.for_organiser(), code=stopped.exit_code)
     if failed:
         msg = "Some submissions ended in checking_error: look at `./inv status`, then `./inv rerun NAME`."
         raise Exit(msg, code=1)
@@ -162,6 +190,7 @@ def status(_: Context, config: str | None = None, deployment_dir: str | None = N
     from runner import console
 
     with _open(config, deployment_dir) as event:
+        _warn(event.config)
         found = event.status()
     if json_:
         _print_json(found)
@@ -270,6 +299,101 @@ def rerun(
     )
 
 
+# -- AWS --------------------------------------------------------------------------------------------------------------
+
+
+@task(
+    help={
+        **LOOK,
+        "address": "address from which AWS sees this machine, to compare with the security group",
+        "launch": "also launch one instance, look for the kit on it, and end it (costs a few cents)",
+    }
+)
+@front_door
+def doctor(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    address: str | None = None,
+    launch: bool = False,
+    json_: bool = False,
+) -> None:
+    """Check everything that an event needs and say what to do about what is wrong. Changes nothing."""
+    from runner import console
+    from runner.checkup import examine
+
+    found = examine(
+        _path(config) or IRIS, deployment_dir=_path(deployment_dir), bring=_bring, address=address, launch=launch
+    )
+    if json_:
+        _print_json(found)
+    else:
+        console.show_findings(found)
+    if not found["ok"]:
+        msg = ""
+        raise Exit(msg, code=1)
+
+
+@task(
+    help={
+        **LOOK,
+        "owner": "whose instances (default: those of the event's owner)",
+        "older_than": "only what is older than so many hours",
+        "yes": "do it; without this it is only said",
+        "all_": "also what is in use, kept to be looked at, or of another event",
+    }
+)
+@front_door
+def sweep(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    owner: str | None = None,
+    older_than: float = 0.0,
+    yes: bool = False,
+    all_: bool = False,
+    json_: bool = False,
+) -> None:
+    """Find what was left running on EC2 and end it. Without --yes nothing is done."""
+    from runner import console
+    from runner.checkup import sweep_event
+
+    with _open(config, deployment_dir) as event:
+        swept = sweep_event(event, bring=_bring, owner=owner, older_than_hours=older_than, everything=all_, really=yes)
+    if json_:
+        _print_json(swept)
+    else:
+        console.show_sweep(swept)
+
+
+@task(
+    help={
+        "config": "the event's config.yml (default: the bundled examples/iris/aws.yml)",
+        "deployment_dir": EVENT["deployment_dir"],
+        "faults": "what goes wrong on the way, comma separated: spot, capacity, ssh ...",
+        "json_": LOOK["json_"],
+    }
+)
+@front_door
+def rehearse(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    faults: str = "",
+    json_: bool = False,
+) -> None:
+    """Run an AWS event on an emulated AWS on this machine: nothing is launched, nothing is paid."""
+    _bring("rehearsal")
+    from runner import console
+    from runner.rehearsal.rehearse import rehearse as run
+
+    rehearsed = run(_path(config) or IRIS_AWS, deployment_dir=_path(deployment_dir), faults=faults)
+    if json_:
+        _print_json(rehearsed)
+    else:
+        console.show_rehearsal(rehearsed)
+
+
 # -- this project -----------------------------------------------------------------------------------------------------
 
 
@@ -312,9 +436,14 @@ def lock(context: Context, upgrade: bool = False) -> None:
     """Compile requirements/*.txt from pyproject.toml, with hashes and without addresses. Needs uv on PATH."""
     same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header"]
     same += ["--quiet", *(["--upgrade"] if upgrade else [])]
-    compiled = ["uv", "pip", "compile", "pyproject.toml", "--extra", "build", *same]
-    _run(context, [*compiled, "-o", "requirements/run.txt"])
-    _run(context, [*compiled, "--extra", "dev", "-c", "requirements/run.txt", "-o", "requirements/dev.txt"])
+    # The largest set first, and each further one in the same versions, so that any can be added to any other.
+    extras, larger = ["build", "aws", "rehearsal", "dev"], []
+    for name in ("dev", "rehearsal", "aws", "run"):
+        wanted = [word for extra in extras for word in ("--extra", extra)]
+        target = f"requirements/{name}.txt"
+        _run(context, ["uv", "pip", "compile", "pyproject.toml", *wanted, *same, *larger, "-o", target])
+        extras.pop()
+        larger = ["-c", target]
     _run(context, ["uv", "pip", "compile", "-", "--no-annotate", *same, "-o", "requirements/uv.txt"], given="uv")
 
 

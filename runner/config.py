@@ -5,11 +5,15 @@ level. How a file becomes these models, and how its problems are told, is in run
 """
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -30,6 +34,25 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     except RuntimeError as error:
         msg = "the home folder after ~ is not known; write the path out"
         raise ValueError(msg) from error
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a key takes, in words, where its type alone does not say it; stands in the key's ``Annotated``."""
+
+    text: str
+
+
+def _shaped(pattern: str) -> AfterValidator:
+    """Return a check that a text fits a pattern. Not pydantic's own, with which editors would refuse ``${NAME}``."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            code, message = "shape", "has another shape"
+            raise PydanticCustomError(code, message)
+        return value
+
+    return AfterValidator(check)
 
 
 FilePath = Annotated[Path, BeforeValidator(_resolve)]
@@ -78,6 +101,19 @@ class WorkerSection(_Section):
         DEFAULT_TIMEOUT, description="Time limit of one training in seconds; the submission is then killed (code 124)."
     )
 
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of keys of which exactly one must be set."""
+
+    @classmethod
+    def conflicts(cls, keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each key that does not fit the others, with what is wrong; ``keys`` as they stand in the file."""
+        for group in cls.one_of:
+            first, *others = [key for key in group if keys.get(key) is not None] or [""]
+            if not first:
+                yield group[0], f"is missing; set it, or {' or '.join(group[1:])} in its place"
+            for other in others:
+                yield other, f"cannot stand beside {first}; keep one of the two"
+
 
 class _ProcessSection(WorkerSection):
     max_output_mb: float = Field(
@@ -109,26 +145,125 @@ class CondaSection(_ProcessSection):
     )
 
 
-class AwsSection(WorkerSection):
-    """Keys of ``worker_type: aws`` as the predecessor knew them."""
+def _region_not_zone(value: str) -> str:
+    if re.fullmatch(rf"{_REGION}[a-z]", value):
+        msg = f"that is an availability zone; its region is {value[:-1]}"
+        raise ValueError(msg)
+    return value
 
-    worker_type: Literal["aws"] = Field(
-        description="Runs each submission on an EC2 instance. This version reads the keys and cannot run it yet."
-    )
+
+_REGION = r"[a-z]{2,5}(-[a-z]+)+-[0-9]{1,2}"
+Region = Annotated[str, AfterValidator(_region_not_zone), _shaped(_REGION), Words("a region such as eu-west-1")]
+InstanceType = Annotated[str, _shaped(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")]
+InstanceTypes = Annotated[list[InstanceType], Field(min_length=1)]
+Subnet = Annotated[str, _shaped(r"subnet-[0-9a-f]{8,17}")]
+_IN_REGION = r"(-[a-z]+-[0-9]{1,2})?[a-z]"  # what a zone's name has after its region's; local zones have more
+Zone = Annotated[str, _shaped(_REGION + _IN_REGION)]
+AwsName = Annotated[str, Field(min_length=1, max_length=255)]
+Owner = Annotated[str, _shaped(r"[A-Za-z0-9_.:/=+@-][A-Za-z0-9 _.:/=+@-]{0,99}"), Words("text fit for an AWS tag")]
+ImageId = Annotated[str, _shaped(r"ami-[0-9a-f]{8,17}"), Words("an image's id, ami-…")]
+RemoteFolder = Annotated[
+    str, _shaped(r"(/|~/)[^\x00-\x1f\x7f]+"), Words("an absolute path, or one that starts with ~/")
+]
+Money = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class AwsSection(_ProcessSection):
+    """Keys of ``worker_type: aws``: EC2 instances. Those that the predecessor had mean what they meant there."""
+
+    one_of = (("ami_image_name", "ami_image_id"),)
+
+    worker_type: Literal["aws"] = Field(description="Runs each submission on an EC2 instance.")
     access_key_id: str | None = Field(None, description="Key of the account. Default: boto3's own search.")
-    secret_access_key: str | None = Field(None, description="Secret of the key. Better not in this file.")
-    profile_name: str | None = Field(None, description="Named profile of boto3's config files.")
-    region_name: str = Field(description="Region, such as eu-west-1.")
-    ami_image_name: str = Field(description="Base name of the event's image; the newest is taken.")
-    ami_image_id: str | None = Field(None, description="One image by id, in place of the newest by name.")
-    ami_user_name: str = Field("ubuntu", description="Login user of the image.")
-    instance_type: str | list[str] = Field("t3.medium", description="Instance type, or several in order.")
+    secret_access_key: str | None = Field(None, description="Secret of the key; better not in this file.")
+    profile_name: AwsName | None = Field(None, description="Named profile of boto3's config files.")
+    region_name: Region | None = Field(
+        None, description="Region that the instances are launched in. Default: the stack's."
+    )
+    ami_image_name: AwsName | None = Field(
+        None,
+        description="Base name of the event's image; the newest of your account is taken. "
+        "Default: none, but this or `ami_image_id` must be set.",
+    )
+    ami_image_id: ImageId | None = Field(
+        None, description="One image by id, in place of the newest by name. Default: none, see `ami_image_name`."
+    )
+    ami_user_name: Annotated[str, _shaped(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"), Words("a user name")] = Field(
+        "ubuntu", description="Login user of the image."
+    )
+    instance_type: Annotated[
+        InstanceType | InstanceTypes, Words("an instance type such as t3.medium, or a list of them")
+    ] = Field("t3.medium", description="Instance type; of several, the first that is to be had.")
     use_spot_instance: bool = Field(default=False, description="Ask for spot instances.")
-    key_name: str | None = Field(None, description="Name of the EC2 key pair.")
-    security_group: str | None = Field(None, description="Security group of the instances.")
-    key_path: FilePath | None = Field(None, description="Private key file of the key pair.")
-    remote_ramp_kit_folder: str = Field(description="Folder of the kit on the image.")
+    max_price: Money | None = Field(
+        None, description="Most that is offered for a spot instance, in USD per hour. Default: the on-demand price."
+    )
+    on_demand_fallback: bool = Field(default=True, description="Launch on demand where no spot instance is to be had.")
+    subnets: Annotated[list[Subnet], Words("a list of subnet ids, subnet-…")] = Field(
+        [], description="Subnets to launch in. Default: the stack's, otherwise those of the default VPC."
+    )
+    zones: Annotated[list[Zone], Words("a list of zones such as eu-west-1a")] = Field(
+        [], description="Zones to launch in, in place of `subnets`. Default: all that have a subnet."
+    )
+    security_group: AwsName | None = Field(
+        None, description="Security group of the instances, by id or name. Default: the stack's."
+    )
+    key_name: AwsName | None = Field(None, description="Name of the EC2 key pair. Default: the stack's.")
+    key_path: FilePath | None = Field(None, description="Private key file of the key pair, readable by you alone.")
+    instance_profile: AwsName | None = Field(
+        None, description="Instance profile, by name or ARN. Default: the stack's, otherwise none."
+    )
+    launch_template: AwsName | None = Field(
+        None, description="Launch template to start from, by id or name. Default: the stack's, otherwise none."
+    )
+    ssh_port: int = Field(22, ge=1, le=65_535, description="Port of the instances' SSH server.")
+    remote_ramp_kit_folder: RemoteFolder = Field(description="Folder of the kit on the image.")
     memory_profiling: bool = Field(default=False, description="Run under memory_profiler and fetch mprof.dat.")
+    instances_reused: int = Field(
+        1, ge=1, le=10_000, description="Submissions that one instance trains in turn; 1: each has a fresh instance."
+    )
+    keep_failed_minutes: float = Field(
+        0,
+        ge=0,
+        le=1440,
+        allow_inf_nan=False,
+        description="Minutes that the instance of a failed attempt is kept, to look at it.",
+    )
+    max_event_cost: Money | None = Field(
+        None, description="Once the instances have cost so much (USD, estimated), none is launched. Default: no limit."
+    )
+    prices: Annotated[dict[str, Money], Words("a mapping of instance types to USD per hour")] = Field(
+        {}, description="On-demand prices, over those that come with ramp-cloud."
+    )
+    owner: Owner | None = Field(
+        None,
+        description="Tags all that is launched; another owner's is never touched. "
+        "Default: the stack's, otherwise a uuid kept in the event's database.",
+    )
+    stack_outputs: FilePath = Field(
+        Path(),
+        description="What `pulumi up` exported, read for keys left out. Default: `events/<event_name>/stack.json`.",
+    )
+
+    @classmethod
+    def conflicts(cls, keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield keys that exclude or need one another; see ``WorkerSection``."""
+        yield from super().conflicts(keys)
+        given = {key for key, value in keys.items() if value is not None}
+        pair = ("access_key_id", "secret_access_key")
+        for key, other in (pair, pair[::-1]):
+            if key in given and other not in given:
+                yield key, f"needs {other} beside it; set both, or none to let boto3 search"
+        if "profile_name" in given and given.intersection(pair):
+            yield "profile_name", "cannot stand beside access_key_id and secret_access_key; keep the profile"
+        if keys.get("subnets") and keys.get("zones"):
+            yield "zones", "cannot stand beside subnets, which lie in zones already; keep one of the two"
+        region, zones = keys.get("region_name"), keys.get("zones")
+        if isinstance(region, str) and isinstance(zones, list):
+            for zone in zones:
+                if isinstance(zone, str) and not re.fullmatch(re.escape(region) + _IN_REGION, zone):
+                    yield "zones", f"lie in another region than region_name, {region}; name zones of that region"
+                    break
 
 
 class DaskSection(WorkerSection):
@@ -267,6 +402,8 @@ class EventConfig(BaseModel):
     worker: AnyWorkerSection
     dispatcher: DispatcherSection
     store: StoreSection
+    warnings: tuple[str, ...] = ()
+    """What should be mended and does not keep the event from running, each with file, line and key."""
 
     @property
     def event_name(self) -> str:

@@ -17,11 +17,13 @@ from pydantic.fields import FieldInfo
 from runner.config import (
     WORKER_SECTIONS,
     AnyWorkerSection,
+    AwsSection,
     DispatcherSection,
     EventConfig,
     OwnSection,
     RampSection,
     StoreSection,
+    Words,
     WorkerSection,
     worker_section,
 )
@@ -83,15 +85,18 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     worker = _check(reading, "worker", model or WorkerSection, deployment)
     dispatcher = _check(reading, "dispatcher", DispatcherSection, deployment)
     store = _check(reading, "store", StoreSection, deployment)
+    for key, text in (model or WorkerSection).conflicts(reading.values["worker"]):
+        reading.add_problem(_place_of(reading, "worker", key), text)
     if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
     return EventConfig.model_construct(
         path=Path(os.path.abspath(path)),  # noqa: PTH100 - as above
         deployment_dir=deployment,
         ramp=_with_default_folders(ramp, deployment),
-        worker=cast(AnyWorkerSection, worker),
+        worker=_with_default_stack(cast(AnyWorkerSection, worker), ramp, deployment),
         dispatcher=dispatcher,
         store=store,
+        warnings=tuple(_warnings(reading)),
     )
 
 
@@ -102,6 +107,9 @@ def allowed_values(info: FieldInfo) -> str:
 
 def _allowed(annotation: Any, metadata: list[Any]) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    for item in _flat(metadata):
+        if isinstance(item, Words):
+            return item.text
     if origin in (Union, UnionType):
         return " or ".join(_allowed(argument, metadata) for argument in arguments)
     if origin is Literal:
@@ -255,7 +263,7 @@ def _expanded(value: object, look_up: Callable[[str], str]) -> object:
 def _takes_text(annotation: Any) -> bool:
     """Whether a text is a value of its own for a key, and not only another way to write a number or true and false."""
     arguments = get_args(annotation)
-    if get_origin(annotation) is Literal:
+    if get_origin(annotation) in (Literal, dict):
         return False
     if arguments:
         return any(_takes_text(argument) for argument in arguments)
@@ -270,20 +278,28 @@ def _check(reading: _Reading, section: str, model: type[Model], deployment: Path
         for key, text in _explain(error, model, hidden):
             if key == "worker_type":
                 continue  # said already, with the names of the workers
-            prefix: KeyPath = (section,) if (section,) in reading.document.lines else ()
-            reading.add_problem(reading.origins.get((section, key), (*prefix, key)), text)
+            reading.add_problem(_place_of(reading, section, key), text)
     return None
+
+
+def _place_of(reading: _Reading, section: str, key: str) -> KeyPath:
+    """Return where a key stands in the file, or where it would."""
+    prefix: KeyPath = (section,) if (section,) in reading.document.lines else ()
+    return reading.origins.get((section, key), (*prefix, key))
 
 
 def _explain(error: ValidationError, model: type[BaseModel], hidden: Set[str]) -> Iterator[tuple[str, str]]:
     """Yield each key that is wrong and what is wrong with it; values from the environment are not repeated."""
-    seen = set()
+    details: dict[str, Any] = {}
     for detail in error.errors(include_url=False, include_context=False):
+        # One sentence per key, even if each arm of a union refused it: the arm that looked deepest says it best.
         key = str(detail["loc"][0])
+        if key not in details or len(detail["loc"]) > len(details[key]["loc"]):
+            details[key] = detail
+    for key, detail in details.items():
         field_info = model.model_fields.get(key)
-        if key in seen or field_info is None:
-            continue  # one sentence per key, even if each arm of a union refused it; unknown ones are told already
-        seen.add(key)
+        if field_info is None:
+            continue  # told already, as not known
         words = allowed_values(field_info)
         if detail["type"] == "missing":
             yield key, f"is missing; set it to {words}"
@@ -315,6 +331,24 @@ def _with_default_folders(ramp: RampSection, deployment: Path) -> RampSection:
         "logs_dir": event / "logs",
     }
     return ramp.model_copy(update={key: value for key, value in defaults.items() if key not in ramp.model_fields_set})
+
+
+def _with_default_stack(worker: AnyWorkerSection, ramp: RampSection, deployment: Path) -> AnyWorkerSection:
+    if not isinstance(worker, AwsSection) or "stack_outputs" in worker.model_fields_set:
+        return worker
+    return worker.model_copy(update={"stack_outputs": deployment / "events" / ramp.event_name / "stack.json"})
+
+
+def _warnings(reading: _Reading) -> Iterator[str]:
+    key = ("worker", "secret_access_key")
+    if key in reading.origins and key not in reading.variables and reading.values["worker"][key[1]]:
+        path = reading.origins[key]
+        where = f"{reading.document.path}:{reading.document.line_of(path)}: {'.'.join(map(str, path))}"
+        yield (
+            f"{where}: a secret stands in this file for all who can read it; remove access_key_id and this key, and "
+            "give them to boto3: `aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
+            "or a profile and profile_name here"
+        )
 
 
 def _as_error(path: Path, problems: list[Problem]) -> ConfigError:

@@ -29,6 +29,7 @@ _COLOURS = {
     State.CHECKING_ERROR: "bold red",
     State.CANCELLED: "yellow",
 }
+_CHECKED = {"ok": "green", "warning": "yellow", "unknown": "cyan", "wrong": "bold red"}
 _REFRESH = 2  # times a second
 
 
@@ -165,6 +166,64 @@ def show_leaderboard(rows: Sequence[Row], kit: Kit | None, *, step: str) -> None
         console.print(f"{ranking}; the other columns are means.", markup=False)
     else:
         console.print("Not ranked: problem.py could not be read, so the official score is not known.")
+
+
+def show_findings(report: dict[str, Any]) -> None:
+    """Print the object of ``doctor --json``: each check with what was found and what to do."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report["checks"]:
+        found = check["found"] + (f"\n→ {check['next']}" if check["next"] else "")
+        table.add_row(Text(check["state"], style=_CHECKED[check["state"]]), Text(check["name"]), Text(found))
+    console = printer()
+    console.print(table)
+    said = "Nothing is wrong." if report["ok"] else "Mend what is wrong, then run doctor again."
+    console.print(said, markup=False)
+
+
+def show_sweep(swept: dict[str, Any]) -> None:
+    """Print the object of ``sweep --json``."""
+    console = printer()
+    table = Table("id", "event", "submissions", "type", "hours", "state", "USD", "", "why", box=box.SIMPLE_HEAD)
+    for row in swept["found"]:
+        fate = "ended" if row["ended"] else "goes" if row["goes"] else "stays"
+        table.add_row(
+            row["id"],
+            Text(row["event"]),
+            Text(row["submissions"] or "", overflow="ellipsis", no_wrap=True),
+            row["type"] or row["kind"],
+            _number(row["hours"], 1),
+            row["state"] or "",
+            _number(row["cost_usd"], 2),
+            Text(fate, style="red" if row["goes"] else ""),
+            Text(row["why"]),
+        )
+    console.print(table if swept["found"] else f"Nothing of owner {swept['owner']} is there.", markup=False)
+    if swept["others"]:
+        owners = ", ".join(f"{owner} ({count})" for owner, count in swept["others"].items())
+        console.print(f"Left alone are the instances of other owners: {owners}.", markup=False)
+    if swept["dry_run"] and any(row["goes"] for row in swept["found"]):
+        console.print("Nothing was done. To end what goes: the same again with --yes.", markup=False)
+
+
+def show_rehearsal(rehearsed: dict[str, Any]) -> None:
+    """Print the object of ``rehearse --json``: what became of the submissions, and what AWS would have seen."""
+    show_status({"event": "rehearsed", "state": "done", "submissions": rehearsed["submissions"]})
+    console = printer()
+    launched = [
+        f"{row['count']} x {row['instance_type']} ({row['market']}) in {row['zone']}" for row in rehearsed["launched"]
+    ]
+    lines = [f"The event was stopped: {rehearsed['stopped']}"] if rehearsed["stopped"] else []
+    lines += [
+        f"Launched on the emulated AWS: {', '.join(launched) or 'nothing'}; {rehearsed['instances_left']} left over.",
+        f"{rehearsed['trainings_at_once']} trainings at once at most; {rehearsed['ec2_calls']} EC2 calls.",
+        f"It took {rehearsed['makespan_s']:.1f} s; no runner could have taken less than {rehearsed['ideal_s']:.1f} s.",
+    ]
+    if rehearsed["cost_usd"] is not None:
+        lines.append(f"So long on AWS these instances would have cost USD {rehearsed['cost_usd']:.4f}.")
+    console.print("\n".join(lines), markup=False)
 
 
 def _number(value: float | None, digits: int) -> str:

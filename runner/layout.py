@@ -5,6 +5,7 @@
 <predictions_dir>/<submission>/fold_<k>/ predictions and scores, the content of training_output
 <logs_dir>/<submission>/log              what the training printed
 <deployment>/events/<event>/leaderboard.csv
+<deployment>/events/<event>/instances.csv     every machine that was launched, and what it cost
 <deployment>/events/<event>/environment.log   what conda printed when it built the event's environment
 <deployment>/events/<event>/runs/<run>/  one attempt's private copy of the submission, while it runs
 """
@@ -59,6 +60,11 @@ class EventPaths:
     def leaderboard(self) -> Path:
         """The leaderboard as run-event writes it."""
         return self.event_dir / "leaderboard.csv"
+
+
+def instances_file(deployment_dir: str | Path, event_name: str) -> Path:
+    """Return the record of every machine that was launched for an event, and what it cost."""
+    return Path(deployment_dir, "events", event_name, "instances.csv")
 
 
 def runs_folder(deployment_dir: str | Path, event_name: str) -> Path:

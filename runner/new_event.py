@@ -19,11 +19,11 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection
+from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
 from runner.config_file import allowed_values
 from runner.errors import KitError, UsageError
 from runner.inbox import put
-from runner.reference import default_value, meaning, one_line
+from runner.reference import default_value, meaning, one_line, said_default
 
 CLONE_LIMIT = 600.0  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -188,25 +188,28 @@ def _config(values: Mapping[str, str], home: Path) -> str:
     ]
     for title, section in groups.items():
         lines += ["", f"# -- {title} --"]
+        needed = {group[0] for group in section.one_of} if issubclass(section, WorkerSection) else set()
         for key, field in section.model_fields.items():
-            lines += _entry(key, field, values)
+            lines += _entry(key, field, values, needed=field.is_required() or key in needed)
     return "\n".join(lines) + "\n"
 
 
-def _entry(key: str, field: FieldInfo, values: Mapping[str, str]) -> Iterator[str]:
-    allowed = "" if key == "worker_type" else f" Takes {allowed_values(field)}."
-    yield from textwrap.wrap(meaning(field) + allowed, 110, initial_indent="# ", subsequent_indent="# ")
+def _entry(key: str, field: FieldInfo, values: Mapping[str, str], *, needed: bool) -> Iterator[str]:
+    text = meaning(field) + ("" if key == "worker_type" else f" Takes {allowed_values(field)}.")
+    default = default_value(key, field, values)
+    if said_default(field) and not default and not needed:
+        text += f" Default: {said_default(field)}."  # it cannot be shown as a value
+    yield from textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ")
     if key in values:
         yield one_line(key, values[key])
-    elif field.is_required():
+    elif needed:
         yield f"{one_line(key, _example(key, values['problem_name']))}  # fill in: this is only an example"
     else:
-        yield f"# {key}: {default_value(key, field, values)}".rstrip()
+        yield f"# {key}: {default}".rstrip()
 
 
 def _example(key: str, problem: str) -> str:
     return {
-        "region_name": "eu-west-1",
         "ami_image_name": problem,
         "remote_ramp_kit_folder": f"/home/ubuntu/ramp-kits/{problem}",
         "dask_scheduler": "tcp://localhost:8786",

@@ -133,6 +133,11 @@ def meaning(field: FieldInfo) -> str:
     return (field.description or "").partition("Default: ")[0].strip()
 
 
+def said_default(field: FieldInfo) -> str:
+    """Return what a key's description says of its default, empty where it says nothing."""
+    return (field.description or "").partition("Default: ")[2].rstrip(".")
+
+
 def _groups() -> Iterator[tuple[str, str, Fields]]:
     """Yield title, introduction and keys of each group, worker_type always among the common ones."""
     common = _fields(WorkerSection)
@@ -150,7 +155,7 @@ def _fields(section: type[BaseModel]) -> Fields:
 
 
 def _row(key: str, field: FieldInfo) -> str:
-    said = (field.description or "").partition("Default: ")[2].rstrip(".")
+    said = said_default(field)
     written = default_value(key, field, {"problem_name": "<problem_name>", "event_name": "<event_name>"})
     plain = f"`{written}`" if written not in ("", "''") else "nothing"
     default = "must be set" if field.is_required() else said or plain
@@ -209,6 +214,8 @@ def _rule_for(worker_type: str) -> Schema:
     model = WORKER_SECTIONS[worker_type]
     named = {"required": ["worker_type"], "properties": {"worker_type": {"const": worker_type}}}
     needed = [_somewhere("worker", key) for key, field in _fields(model).items() if field.is_required()]
+    for group in model.one_of:
+        needed.append({"anyOf": [arm for key in group for arm in _somewhere("worker", key)["anyOf"]]})
     known = _flat(RampSection, model, DispatcherSection, StoreSection)
     rule: Schema = {
         "properties": {**_flat(model), "worker": _section(model, closed=True)},

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
+from runner.aws.tags import belonging_tags
 from tests.event_folder import EventFolder, settle
 from tests.integration.test_crash import start, wait_for
+from tests.rehearsing import AwsEventFolder, Cloud
 
 ROOT = Path(__file__).parents[2]
 
@@ -278,3 +281,174 @@ def test_the_event_may_lie_anywhere_and_home_need_not_exist(
     assert done.returncode == 0, done.stderr
     assert "good" in done.stdout
     assert f"Leaderboard written to {event.folder}" in done.stdout.replace("\n", "")
+
+
+# -- AWS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_ec2(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AwsEventFolder:
+    """An event on an emulated AWS, which the tasks are led to."""
+    for name, value in cloud.aws.environment.items():
+        monkeypatch.setenv(name, value)
+    event = AwsEventFolder(tmp_path / "on EC2", cloud)
+    event.add("starting_kit")
+    return event
+
+
+def test_doctor_of_an_event_on_this_machine(event_folder: Callable[..., EventFolder]) -> None:
+    event = event_folder()
+    event.add("good")
+
+    found = answer("doctor", "--config", str(event.config))
+
+    assert (found["event"], found["ok"]) == ("toy_event", True)
+    assert [(check["name"], check["state"]) for check in found["checks"]] == [
+        ("config", "ok"),
+        ("database", "ok"),
+        ("worker", "ok"),
+    ]
+    shown = invoke("doctor", "--config", str(event.config))
+    assert shown.returncode == 0
+    assert "Nothing is wrong." in shown.stdout
+    assert event.records() == {}, "nothing is enrolled by looking"
+
+
+def test_doctor_finds_what_is_wrong(event_folder: Callable[..., EventFolder]) -> None:
+    event = event_folder()
+    (event.kit / "data").rmdir()
+
+    done = invoke("doctor", "--config", str(event.config), "--json")
+
+    assert (done.returncode, done.stderr) == (1, "")
+    found = json.loads(done.stdout)
+    assert found["ok"] is False
+    [wrong] = [check for check in found["checks"] if check["state"] == "wrong"]
+    assert (wrong["name"], "there is no folder data/ in" in wrong["found"]) == ("worker", True)
+    shown = invoke("doctor", "--config", str(event.config))
+    assert shown.returncode == 1
+    assert "Mend what is wrong, then run doctor again." in shown.stdout
+    assert "Traceback" not in shown.stderr
+
+
+def test_doctor_of_a_config_that_cannot_be_read(event_folder: Callable[..., EventFolder]) -> None:
+    event = event_folder(n_workers=0)
+
+    done = invoke("doctor", "--config", str(event.config), "--json")
+
+    assert (done.returncode, done.stderr) == (1, "")
+    found = json.loads(done.stdout)
+    assert (found["event"], found["ok"]) == (None, False)
+    assert "n_workers: cannot be 0" in found["checks"][0]["found"]
+
+
+def test_doctor_of_an_event_on_ec2(on_ec2: AwsEventFolder) -> None:
+    found = answer("doctor", "--config", str(on_ec2.config))
+
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert found["ok"] is True
+    assert states.pop("security group") == "warning"  # the emulated one is open to all
+    assert states.pop("kit folder") == "unknown"
+    assert set(states.values()) == {"ok"}
+    assert on_ec2.cloud.instances() == []
+
+
+def test_doctor_launches_one_instance_and_ends_it(on_ec2: AwsEventFolder) -> None:
+    found = answer("doctor", "--launch", "--config", str(on_ec2.config))
+
+    [kit] = [check for check in found["checks"] if check["name"] == "kit folder"]
+    assert kit["state"] == "ok", kit
+    assert "~/ramp-kits/toy is on the image" in kit["found"]
+    assert len(on_ec2.cloud.instances()) == 1
+    assert on_ec2.cloud.left() == []
+    on_ec2.keys["remote_ramp_kit_folder"] = "/nowhere"
+    done = invoke("doctor", "--launch", "--json", "--config", str(on_ec2.config))
+    [kit] = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "kit folder"]
+    assert (done.returncode, kit["state"]) == (1, "wrong")
+    assert "/nowhere" in kit["found"]
+    assert on_ec2.cloud.left() == []
+
+
+def test_wrong_use_of_doctor_and_sweep(ended: EventFolder, on_ec2: AwsEventFolder) -> None:
+    local, aws = str(ended.config), str(on_ec2.config)
+    wrong = invoke("doctor", "--config", aws, "--address", "here")
+    assert (wrong.returncode, wrong.stderr.strip()) == (
+        2,
+        "--address cannot be 'here'; give this machine's public address, such as 203.0.113.7",
+    )
+    not_aws = invoke("sweep", "--config", local)
+    assert (not_aws.returncode, "the event runs with worker_type local" in not_aws.stderr) == (2, True)
+    for hours in ("-1", "nan", "inf"):
+        done = invoke("sweep", "--config", aws, f"--older-than={hours}")
+        assert (done.returncode, "; give hours, such as 24" in done.stderr) == (2, True)
+
+
+def test_sweep_says_first_and_ends_with_yes(on_ec2: AwsEventFolder) -> None:
+    with on_ec2.opened() as event:
+        uid = event.store.uid
+    mine, other = _leave_behind(on_ec2, owner=uid), _leave_behind(on_ec2, owner="somebody")
+
+    told = answer("sweep", "--config", str(on_ec2.config))
+
+    assert (told["owner"], told["dry_run"], told["others"]) == (uid, True, {"somebody": 1})
+    assert [(row["id"], row["goes"], row["ended"]) for row in told["found"]] == [(mine, True, False)]
+    assert set(on_ec2.cloud.left()) == {mine, other}
+    shown = invoke("sweep", "--config", str(on_ec2.config)).stdout
+    assert mine in shown
+    assert "Left alone are the instances of other owners: somebody (1)." in shown
+    assert "Nothing was done. To end what goes: the same again with --yes." in shown
+
+    done = answer("sweep", "--yes", "--config", str(on_ec2.config))
+
+    assert [(row["id"], row["ended"]) for row in done["found"]] == [(mine, True)]
+    assert on_ec2.cloud.left() == [other]
+    assert answer("sweep", "--yes", "--owner", "somebody", "--all", "--config", str(on_ec2.config))["others"] == {}
+    assert on_ec2.cloud.left() == []
+
+
+def _leave_behind(event: AwsEventFolder, *, owner: str) -> str:
+    """Launch an instance that nobody cares for."""
+    ec2 = boto3.client("ec2")
+    tags = belonging_tags(event="toy_event", owner=owner)
+    image = ec2.describe_images(Owners=["self"])["Images"][0]["ImageId"]
+    specification = {"ResourceType": "instance", "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
+    started = ec2.run_instances(
+        ImageId=image,
+        InstanceType="t3.medium",
+        MinCount=1,
+        MaxCount=1,
+        KeyName=event.keys["key_name"],
+        TagSpecifications=[specification],
+    )
+    return str(started["Instances"][0]["InstanceId"])
+
+
+def test_a_secret_in_the_config_is_told_on_standard_error(on_ec2: AwsEventFolder) -> None:
+    on_ec2.keys |= {"access_key_id": "AKIAREHEARSAL0000000", "secret_access_key": "rehearsal"}
+    config = str(on_ec2.config)
+
+    done = invoke("status", "--config", config, "--json")
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["event"] == "toy_event"
+    assert done.stderr.startswith(f"warning: {config}:")
+    assert "secret_access_key: a secret stands in this file" in done.stderr
+    assert "`aws configure`" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    checks = answer("doctor", "--config", config)["checks"]
+    assert [check["state"] for check in checks if check["name"] == "config"] == ["ok", "warning"]
+    assert invoke("logs", "nobody", "--config", config).stderr.startswith("the event has no submission")
+
+
+def test_an_event_that_can_launch_nothing_says_so_once(on_ec2: AwsEventFolder) -> None:
+    on_ec2.keys |= {"key_name": "nobody"}
+    on_ec2.add("second")
+
+    done = invoke("run-event", "--config", str(on_ec2.config))
+
+    assert done.returncode == 1
+    assert "InvalidKeyPair.NotFound" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Leaderboard written to" in done.stdout
+    assert {name: record.state for name, record in on_ec2.records().items()} == {"starting_kit": "new", "second": "new"}
+    assert on_ec2.cloud.instances() == []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runner.aws.prices import Prices
 from runner.config import (
     WORKER_SECTIONS,
     AwsSection,
@@ -170,7 +171,9 @@ def test_sections_of_the_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [CONDA, AWS, DASK, LOCAL])
 def test_flat_and_sectioned_forms_mean_the_same(tmp_path: Path, text: str) -> None:
     flat = yaml.safe_load(dedent(text))
-    assert load(tmp_path, yaml.safe_dump(sectioned(flat))) == load(tmp_path, text)
+    in_sections, as_flat = load(tmp_path, yaml.safe_dump(sectioned(flat))), load(tmp_path, text)
+    assert len(in_sections.warnings) == len(as_flat.warnings)  # they tell lines, which differ
+    assert in_sections.model_copy(update={"warnings": as_flat.warnings}) == as_flat
 
 
 def test_forms_may_be_mixed(tmp_path: Path) -> None:
@@ -272,6 +275,70 @@ def test_database_urls(tmp_path: Path, written: str, expected: str) -> None:
     assert url.render_as_string(hide_password=False) == expected
 
 
+# -- aws -------------------------------------------------------------------------------------------------------------
+
+LEAST_AWS = "problem_name: iris\nevent_name: e\nworker_type: aws\nami_image_name: iris\nremote_ramp_kit_folder: ~/kit\n"
+
+
+def test_defaults_of_an_aws_event(tmp_path: Path) -> None:
+    config = load(tmp_path, LEAST_AWS)
+    keys = config.worker_config()
+    assert keys["timeout"] == 7200
+    assert (keys["max_output_mb"], keys["max_log_mb"]) == (5000, 20)
+    assert (keys["instance_type"], keys["use_spot_instance"], keys["on_demand_fallback"]) == ("t3.medium", False, True)
+    assert (keys["instances_reused"], keys["keep_failed_minutes"], keys["ssh_port"]) == (1, 0, 22)
+    assert (keys["subnets"], keys["zones"], keys["prices"]) == ([], [], {})
+    left_to_others = ["access_key_id", "secret_access_key", "profile_name", "region_name", "ami_image_id", "max_price"]
+    left_to_others += ["security_group", "key_name", "key_path", "instance_profile", "launch_template", "owner"]
+    assert {keys[key] for key in [*left_to_others, "max_event_cost"]} == {None}
+    assert keys["remote_ramp_kit_folder"] == "~/kit"  # the home is that of the instance
+    assert keys["stack_outputs"] == str(tmp_path / "events/e/stack.json")
+    assert config.warnings == ()
+
+
+def test_keys_of_an_aws_event(tmp_path: Path) -> None:
+    written = {
+        "region_name": "us-gov-west-1",
+        "instance_type": ["c7i.metal-24xl", "u-6tb1.112xlarge", "t3.medium"],
+        "zones": ["us-gov-west-1a", "us-gov-west-1-lax-1b"],
+        "max_price": 1,
+        "prices": {"t3.medium": 0.05, "c7i.metal-24xl": 4},
+        "key_path": "keys/iris.pem",
+        "owner": "team data: iris",
+        "stack_outputs": "stack.json",
+        "max_event_cost": 12.5,
+    }
+    keys = load(tmp_path, LEAST_AWS + yaml.safe_dump(written)).worker_config()
+    paths = {"key_path": str(tmp_path / "keys/iris.pem"), "stack_outputs": str(tmp_path / "stack.json")}
+    assert {key: keys[key] for key in written} == {**written, **paths}
+
+
+def test_one_image_in_place_of_the_newest_by_name(tmp_path: Path) -> None:
+    config = load(tmp_path, LEAST_AWS.replace("ami_image_name: iris", "ami_image_id: ami-0123456789abcdef0"))
+    assert config.worker_config()["ami_image_id"] == "ami-0123456789abcdef0"
+    assert config.worker_config()["ami_image_name"] is None
+
+
+@pytest.mark.parametrize("form", ["flat", "section"])
+def test_a_secret_in_the_file_is_a_warning(tmp_path: Path, form: str) -> None:
+    keys = {"access_key_id": "AKIAEXAMPLE", "secret_access_key": "hunter2"}
+    flat = {**yaml.safe_load(LEAST_AWS), **keys}
+    text = yaml.safe_dump(flat if form == "flat" else sectioned(flat), sort_keys=False)
+    [warning] = load(tmp_path, text).warnings
+    line = next(number for number, row in enumerate(text.split("\n"), 1) if "secret_access_key" in row)
+    where = "secret_access_key" if form == "flat" else "worker.secret_access_key"
+    assert warning.startswith(f"{tmp_path}/config.yml:{line}: {where}: a secret stands in this file")
+    assert all(way in warning for way in ("`aws configure`", "AWS_SECRET_ACCESS_KEY", "profile_name"))
+    assert "hunter2" not in warning
+
+
+def test_a_secret_from_the_environment_is_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    config = load(tmp_path, f"{LEAST_AWS}access_key_id: me\nsecret_access_key: ${{MY_SECRET}}\n")
+    assert config.worker_config()["secret_access_key"] == "hunter2"  # noqa: S105 - of nothing
+    assert config.warnings == ()
+
+
 # -- own workers -----------------------------------------------------------------------------------------------------
 
 
@@ -309,8 +376,8 @@ def test_variables_stay_text_where_text_is_taken(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HERE", "some/where")
     config = load(
         tmp_path,
-        "problem_name: iris\nevent_name: e\nworker_type: aws\nregion_name: eu\nami_image_name: i\n"
-        "remote_ramp_kit_folder: /k\nsecret_access_key: ${KEY}\nevent_title: a ${KEY}-${KEY} b\n"
+        "problem_name: iris\nevent_name: e\nworker_type: aws\nregion_name: eu-west-1\nami_image_name: i\n"
+        "remote_ramp_kit_folder: /k\naccess_key_id: me\nsecret_access_key: ${KEY}\nevent_title: a ${KEY}-${KEY} b\n"
         "instance_type: ['${TYPE}', t3.medium]\nkit_dir: ${HERE}/kit\n",
     )
     assert isinstance(config.worker, AwsSection)
@@ -348,6 +415,21 @@ def test_reading_does_not_touch_the_disk(tmp_path: Path) -> None:
 def test_bundled_event_loads() -> None:
     bundled = Path(__file__).parents[2] / "examples" / "iris" / "config.yml"
     assert load_config(bundled).event_name == "iris"
+
+
+def test_bundled_event_on_ec2_loads() -> None:
+    config = load_config(Path(__file__).parents[2] / "examples" / "iris" / "aws.yml")
+    assert isinstance(config.worker, AwsSection)
+    assert config.warnings == ()
+    on_this_machine = load_config(config.path.with_name("config.yml"))
+    assert config.ramp.submissions_dir == on_this_machine.ramp.submissions_dir
+    assert (config.ramp.kit_dir, config.ramp.data_dir) == (on_this_machine.ramp.kit_dir, on_this_machine.ramp.data_dir)
+    # Both are kept in one database, so nothing of one may be taken for the other's.
+    assert config.event_name != on_this_machine.event_name
+    assert config.ramp.predictions_dir != on_this_machine.ramp.predictions_dir
+    assert config.ramp.logs_dir != on_this_machine.ramp.logs_dir
+    assert config.worker.region_name
+    Prices.load(config.worker.region_name).require(config.worker.instance_type)
 
 
 def test_missing_file_says_how_to_get_one(tmp_path: Path) -> None:

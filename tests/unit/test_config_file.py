@@ -30,11 +30,21 @@ def all_keys() -> Iterator[tuple[str, str, str]]:
         yield from ((worker_type, "worker", key) for key in worker.model_fields)
 
 
-def good(worker_type: str) -> dict[str, Any]:
-    """Return the least that loads, by section."""
+# Keys that stand in a file together, or never beside another one: what the least file has more, and what it loses.
+BESIDE: dict[str, tuple[dict[str, str], str]] = {
+    "access_key_id": ({"secret_access_key": SECRET}, ""),
+    "secret_access_key": ({"access_key_id": "me"}, ""),
+    "ami_image_id": ({}, "ami_image_name"),
+}
+
+
+def good(worker_type: str, key: str = "") -> dict[str, Any]:
+    """Return the least that loads beside ``key``, by section."""
+    more, less = BESIDE.get(key, ({}, ""))
+    worker = {"worker_type": worker_type, **REQUIRED[worker_type], **more}
     return {
         "ramp": {"problem_name": "iris", "event_name": "e"},
-        "worker": {"worker_type": worker_type, **REQUIRED[worker_type]},
+        "worker": {name: value for name, value in worker.items() if name != less},
         "dispatcher": {},
         "top": {},
     }
@@ -131,8 +141,8 @@ def takes(annotation: Any) -> set[type]:
         return {str} if issubclass(annotation, Path) else found
     if not get_args(annotation):
         return set()
-    if getattr(annotation, "__origin__", None) is list:
-        return {list}
+    if getattr(annotation, "__origin__", None) in (list, dict):
+        return {annotation.__origin__}
     if getattr(annotation, "__metadata__", None):
         return takes(get_args(annotation)[0])
     if isinstance(get_args(annotation)[0], str):
@@ -154,7 +164,7 @@ def wrong_values() -> Iterator[tuple[str, str, str, Any]]:
 def test_wrong_type_is_told_with_what_is_allowed(
     tmp_path: Path, worker_type: str, section: str, key: str, value: Any
 ) -> None:
-    sections = good(worker_type)
+    sections = good(worker_type, key)
     sections[section][key] = value
     path = write(tmp_path, sections, flat=True)
     message = complaint(path)
@@ -205,6 +215,118 @@ def test_wrong_value(tmp_path: Path, line: str, words: str) -> None:
     assert words in message
 
 
+AWS_FILE = "problem_name: i\nevent_name: e\nworker_type: aws\nremote_ramp_kit_folder: /k\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("region_name: eu", "region_name: cannot be 'eu'; allowed: a region such as eu-west-1"),
+        ("region_name: ''", "region_name: cannot be '';"),
+        ("region_name: Oregon", "region_name: cannot be 'Oregon';"),
+        (
+            "region_name: eu-west-1a",
+            "region_name: cannot be 'eu-west-1a': that is an availability zone; its region is eu-west-1;",
+        ),
+        ("instance_type: t3", "instance_type: cannot be 't3'; allowed: an instance type such as t3.medium, or a list"),
+        ("instance_type: [t3.medium, huge]", "instance_type: cannot be 'huge'; allowed: an instance type"),
+        ("instance_type: []", "instance_type: cannot be a list;"),
+        ("instance_type: ' t3.medium'", "instance_type: cannot be ' t3.medium';"),
+        ("subnets: [default]", "subnets: cannot be 'default'; allowed: a list of subnet ids, subnet-…"),
+        ("zones: [eu-west-1]", "zones: cannot be 'eu-west-1'; allowed: a list of zones such as eu-west-1a"),
+        ("ami_image_id: iris", "ami_image_id: cannot be 'iris'; allowed: an image's id, ami-… or nothing"),
+        ("ami_user_name: -oProxyCommand=x", "ami_user_name: cannot be '-oProxyCommand=x'; allowed: a user name"),
+        ("ami_user_name: a b", "ami_user_name: cannot be 'a b';"),
+        ("key_name: ''", "key_name: cannot be '';"),
+        ("ssh_port: 0", "ssh_port: cannot be 0; allowed: a whole number ≥ 1 and ≤ 65535"),
+        ("max_price: 0", "max_price: cannot be 0; allowed: a number > 0 or nothing"),
+        ("max_price: .inf", "max_price: cannot be inf;"),
+        ("max_event_cost: -5", "max_event_cost: cannot be -5;"),
+        ("instances_reused: 0", "instances_reused: cannot be 0; allowed: a whole number ≥ 1"),
+        ("keep_failed_minutes: -1", "keep_failed_minutes: cannot be -1; allowed: a number ≥ 0 and ≤ 1440"),
+        ("keep_failed_minutes: 1441", "keep_failed_minutes: cannot be 1441;"),
+        ("prices: {t3.medium: 0}", "prices: cannot be 0; allowed: a mapping of instance types to USD per hour"),
+        ("prices: {t3.medium: cheap}", "prices: cannot be 'cheap';"),
+        ("prices: 5", "prices: cannot be 5; allowed: a mapping of instance types to USD per hour"),
+        ("owner: ''", "owner: cannot be '';"),
+        ("owner: 'a*b'", "owner: cannot be 'a*b'; allowed: text fit for an AWS tag"),
+        ("max_log_mb: 0", "max_log_mb: cannot be 0;"),
+    ],
+)
+def test_wrong_value_for_aws(tmp_path: Path, line: str, words: str) -> None:
+    message = complaint_about(
+        tmp_path, f"{AWS_FILE}{'' if line.startswith('ami_image_id') else 'ami_image_name: i'}\n{line}\n"
+    )
+    assert message.startswith("1 problem in ")
+    assert f":6: {words}" in message
+
+
+@pytest.mark.parametrize("folder", ["ramp-kits/iris", "iris", "~", "~other/kit", "/", "", "/a\nb", "$HOME/kit"])
+def test_remote_folder_must_be_absolute_or_under_home(tmp_path: Path, folder: str) -> None:
+    text = yaml.safe_dump({**yaml.safe_load(AWS_FILE), "ami_image_name": "i", "remote_ramp_kit_folder": folder})
+    message = complaint_about(tmp_path, text)
+    assert "remote_ramp_kit_folder: cannot be " in message
+    assert "; allowed: an absolute path, or one that starts with ~/" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, "ami_image_name: is missing; set it, or ami_image_id in its place"),
+        ({"ami_image_name": None}, "ami_image_name: is missing; set it, or ami_image_id in its place"),
+        (
+            {"ami_image_name": "i", "ami_image_id": "ami-0123abcd"},
+            "ami_image_id: cannot stand beside ami_image_name; keep one of the two",
+        ),
+        (
+            {"ami_image_name": "i", "access_key_id": "me"},
+            "access_key_id: needs secret_access_key beside it; set both, or none to let boto3 search",
+        ),
+        ({"ami_image_name": "i", "secret_access_key": SECRET}, "secret_access_key: needs access_key_id beside it"),
+        (
+            {"ami_image_name": "i", "access_key_id": "me", "secret_access_key": SECRET, "profile_name": "p"},
+            "profile_name: cannot stand beside access_key_id and secret_access_key; keep the profile",
+        ),
+        (
+            {"ami_image_name": "i", "subnets": ["subnet-0123abcd"], "zones": ["eu-west-1a"]},
+            "zones: cannot stand beside subnets, which lie in zones already; keep one of the two",
+        ),
+        (
+            {"ami_image_name": "i", "region_name": "eu-west-1", "zones": ["eu-west-1a", "eu-west-2a"]},
+            "zones: lie in another region than region_name, eu-west-1; name zones of that region",
+        ),
+        (
+            {"ami_image_name": "i", "region_name": "ap-east-1", "zones": ["ap-east-10a"]},
+            "zones: lie in another region than region_name, ap-east-1;",
+        ),
+    ],
+)
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "sections"])
+def test_keys_of_aws_that_do_not_go_together(tmp_path: Path, keys: dict[str, Any], words: str, flat: bool) -> None:
+    sections = good("aws")
+    least = {"worker_type": "aws", "remote_ramp_kit_folder": "/k"}
+    path = write(tmp_path, {**sections, "worker": {**least, **keys}}, flat=flat)
+    message = complaint(path)
+    key = words.partition(":")[0]
+    lines = list(enumerate(path.read_text().split("\n"), 1))
+    standing = [number for number, text in lines if text.strip().startswith(f"{key}:")]
+    section = [1 if flat else next(number for number, text in lines if text == "worker:")]
+    assert message.startswith("1 problem in ")
+    assert f":{(standing or section)[0]}: {'' if flat else 'worker.'}{words}" in message
+    assert SECRET not in message
+
+
+def test_what_does_not_go_together_is_told_with_all_else(tmp_path: Path) -> None:
+    message = complaint_about(tmp_path, f"{AWS_FILE}access_key_id: me\ntimeout: 0\nzones: [nowhere]\n")
+    assert message.startswith("4 problems in ")
+    assert [line.split(": ")[1] for line in message.splitlines()[1:]] == [
+        "ami_image_name",
+        "access_key_id",
+        "timeout",
+        "zones",
+    ]
+
+
 @pytest.mark.parametrize("name", ["a/b", "a b", ".a", "-a", "é", "a" * 101, "a\nb", "$(x)"])
 def test_event_names_that_cannot_be_folders(tmp_path: Path, name: str) -> None:
     text = yaml.safe_dump({"problem_name": "i", "event_name": name, "worker_type": "local"}, sort_keys=False)
@@ -232,13 +354,12 @@ def test_all_problems_come_in_one_message_in_the_order_of_the_file(tmp_path: Pat
         "event_name: 5\nworker_type: aws\ntimeout: -1\nn_worker: 2\nhunger_policy: never\nconda_env: x\ntimeout: 3\n",
     )
     first, *rest = message.splitlines()
-    assert first == f"9 problems in {tmp_path}/config.yml; mend and run again:"
+    assert first == f"8 problems in {tmp_path}/config.yml; mend and run again:"
     found = sorted((int(line.split(":")[1]), line.split(": ")[1]) for line in rest)
     assert found == [
         (1, "ami_image_name"),
         (1, "event_name"),
         (1, "problem_name"),
-        (1, "region_name"),
         (1, "remote_ramp_kit_folder"),
         (4, "n_worker"),
         (5, "hunger_policy"),
@@ -335,6 +456,9 @@ def test_words_for_what_is_allowed() -> None:
     said = {key: allowed_values(field) for key, field in fields.items()}
     assert said["event_name"] == "a name of letters, digits, `_`, `.` and `-`"
     assert said["kit_dir"] == "a path"
-    assert said["instance_type"] == "text or a list of text"
+    assert said["instance_type"] == "an instance type such as t3.medium, or a list of them"
+    assert said["region_name"] == "a region such as eu-west-1 or nothing"
+    assert said["max_price"] == "a number > 0 or nothing"
+    assert said["prices"] == "a mapping of instance types to USD per hour"
     assert said["n_threads"] == "a whole number ≥ 1 and ≤ 10000 or nothing"
     assert said["key_path"] == "a path or nothing"

@@ -1,6 +1,7 @@
 """The documents say what is so: every task is named, every link leads somewhere, generated parts are current."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.reference import documents
+from runner.rehearsal.faults import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -59,6 +61,31 @@ def test_messages_name_tasks_that_exist() -> None:
     text = "\n".join(path.read_text() for path in [*ROOT.glob("runner/**/*.py"), ROOT / "tasks.py"])
 
     assert set(re.findall(r"\./inv ([a-z][a-z-]+)", text)) - set(tasks()) == set()
+
+
+def test_the_rights_in_the_documents_are_those_that_are_used() -> None:
+    policy = json.loads((ROOT / "docs" / "aws.md").read_text().split("## Rights")[1].split("```")[1])
+    allowed = {action for statement in policy["Statement"] for action in _listed(statement["Action"])}
+
+    code = "\n".join(path.read_text() for path in ROOT.glob("runner/aws/*.py"))
+    operations = set(re.findall(r'"((?:create|delete|describe|get|modify|run|terminate)_[a-z_]+)"', code))
+    assert {"run_instances", "create_fleet", "terminate_instances", "describe_images"} <= operations
+    services = {"get_service_quota": "servicequotas", "get_caller_identity": "sts"}
+    used = {
+        f"{services.get(name, 'ec2')}:{''.join(word.capitalize() for word in name.split('_'))}" for name in operations
+    }
+    assert allowed == used - {"sts:GetCallerIdentity"}, "everybody may ask who he is"
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_faults_that_are_named_exist() -> None:
+    for page in PAGES:
+        named = re.findall(r"(?:Faults to choose from: |--faults )([a-z, ]+)", page.read_text())
+        for words in named:
+            assert parse(words.strip()), f"{page.name}: {words}"
 
 
 def test_the_project_stands_alone() -> None:

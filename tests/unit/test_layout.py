@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runner.config import load_config
 from runner.errors import UsageError
-from runner.layout import EventPaths, check_name, runs_folder
+from runner.layout import EventPaths, check_name, instances_file, runs_folder
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,6 @@ def test_folders_of_an_event(tmp_path: Path) -> None:
     assert paths.predictions("a b") == event / "predictions" / "a b"
     assert paths.log("a b") == Path("/var/log/ramp/a b/log")
     assert runs_folder(event.parents[1], event.name) == event / "runs"
+    assert instances_file(event.parents[1], event.name) == event / "instances.csv"
     assert paths.leaderboard == event / "leaderboard.csv"
     assert not event.exists()

@@ -96,8 +96,16 @@ def test_every_key_is_there_with_its_default_or_a_value(folder: Path, kit: Path,
 def test_what_must_be_filled_in_says_so(folder: Path, kit: Path, worker: str) -> None:
     text = new_event(folder, "first", str(kit), worker).read_text()
     marked = re.findall(r"^([a-z_]+): .*# fill in: this is only an example$", text, re.MULTILINE)
-    fields = WORKER_SECTIONS[worker].model_fields
-    assert marked == [key for key, field in fields.items() if field.is_required() and key != "worker_type"]
+    section = WORKER_SECTIONS[worker]
+    needed = {key for key, field in section.model_fields.items() if field.is_required()} - {"worker_type"}
+    needed |= {group[0] for group in section.one_of}
+    assert marked == [key for key in section.model_fields if key in needed]
+
+
+def test_defaults_that_are_no_value_are_told(folder: Path, kit: Path) -> None:
+    text = new_event(folder, "first", str(kit), "aws").read_text()
+    assert "\n# Name of the EC2 key pair. Takes text or nothing. Default: the stack's.\n# key_name:\n" in text
+    assert "\n# stack_outputs: events/first/stack.json\n" in text
 
 
 def test_conda_gets_an_environment_of_its_own(folder: Path, kit: Path) -> None:

@@ -49,7 +49,10 @@ def test_some_rows_in_full() -> None:
     assert found["`logs_dir`"] == ["a path", "`events/<event_name>/logs`", "One log per submission comes here."]
     assert found["`use_spot_instance`"][:2] == ["true or false", "`false`"]
     assert found["`timeout`"][:2] == ["a number > 0 and ≤ 2678400", "`7200`"]
-    assert found["`key_name`"][:2] == ["text or nothing", "nothing"]
+    assert found["`key_name`"][:2] == ["text or nothing", "the stack's"]
+    assert found["`profile_name`"][:2] == ["text or nothing", "nothing"]
+    assert found["`ami_image_name`"][1] == "none, but this or `ami_image_id` must be set"
+    assert found["`prices`"][:2] == ["a mapping of instance types to USD per hour", "`{}`"]
 
 
 def test_short_table_has_every_key_and_marks_those_that_must_be_set() -> None:
@@ -104,8 +107,10 @@ def test_each_worker_has_its_keys_and_no_others(schema: dict[str, Any], worker_t
     assert section["additionalProperties"] is False
     flat = [*RampSection.model_fields, *model.model_fields, *DispatcherSection.model_fields, *StoreSection.model_fields]
     assert sorted(then["propertyNames"]["enum"]) == sorted(["ramp", "worker", "dispatcher", *flat])
-    needed = [arm["anyOf"][0]["required"][0] for arm in then["allOf"]]
-    assert needed == [key for key, field in model.model_fields.items() if field.is_required()]
+    needed = [[flat["required"][0] for flat in rule["anyOf"][::2]] for rule in then["allOf"]]
+    required = [[key] for key, field in model.model_fields.items() if field.is_required()]
+    assert needed == [*required, *(list(group) for group in model.one_of)]
+    assert all(arm["required"] == ["worker"] for rule in then["allOf"] for arm in rule["anyOf"][1::2])
 
 
 def test_a_worker_of_ones_own_may_have_any_key(schema: dict[str, Any]) -> None:
@@ -147,5 +152,6 @@ def test_limits_defaults_and_words_of_the_models(schema: dict[str, Any]) -> None
     assert {"type": "null"} in policy
     assert any(arm.get("enum") == ["sleep", "exit"] for arm in policy)
     assert definitions["RampSection.kit_dir"].keys() == {"description", "type", "minLength"}
-    assert {"type": "array", "items": {"type": "string"}} in definitions["AwsSection.instance_type"]["anyOf"]
+    types = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    assert types in definitions["AwsSection.instance_type"]["anyOf"]
     assert all(definition["description"] for definition in definitions.values())
