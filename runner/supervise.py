@@ -3,9 +3,19 @@
     python supervise.py RUN_FOLDER
 
 It enforces the time limit, keeps the log and the output within bounds, ends every process that the training started,
-and writes how it went to RUN_FOLDER/outcome.json in one step. It needs nothing but the standard library (and psutil
-when a training leaves processes behind), so that it starts in a few hundredths of a second.
+and writes how it went to RUN_FOLDER/outcome.json in one step. It runs on machine images, too, as this one file and by
+the Python that they have: the standard library of 3.9 and newer must do (psutil only where there is no /proc).
+
+RUN_FOLDER/spec.json has these keys. Paths are absolute, or begin with "~/", or are relative to RUN_FOLDER:
+command     the program and its arguments; "~/" at the beginning of one, or after its first "=", is the home folder
+cwd, log, output    paths: where the command runs, its log, the folder whose size is watched
+env         the whole environment of the command; without it, it gets ours
+env_extra   environment variables that are added
+timeout     seconds; max_output, max_log: bytes; nice: niceness
+oom_score   how gladly Linux ends the command when memory is short, up to 1000; without it as gladly as any other
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
@@ -27,6 +37,8 @@ OUTCOME_FILE = "outcome.json"
 _CHUNK = 1 << 16
 _TICK = 1.0  # seconds between two looks at how much the training wrote
 _LAST_WORDS = 3.0  # seconds for ending what the training left behind
+_SHUTDOWN = 1.0  # seconds between two processes that hear that the machine shuts down
+_TOLD_TO_END = {-signal.SIGTERM, 128 + signal.SIGTERM}  # itself, or as a shell in between tells it
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -74,12 +86,13 @@ class BoundedLog:
 
 
 class Supervisor:
-    """One training under watch. ``spec`` has command, cwd, env, log, timeout, output, max_output, max_log, nice."""
+    """One training under watch, as ``spec`` says; see above."""
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self._folder = folder
         self._spec = spec
-        self._log = BoundedLog(Path(spec["log"]).open("wb", buffering=0), int(spec["max_log"]))  # noqa: SIM115 - its end() closes
+        self._output = _resolve(folder, spec["output"])
+        self._log = BoundedLog(_resolve(folder, spec["log"]).open("wb", buffering=0), int(spec["max_log"]))
         self._selector = selectors.DefaultSelector()
         self._ending = ""  # why we ended the training, if we did
         self._children: dict[int, int] = {}  # pid -> wait status, of every process that we reaped
@@ -112,6 +125,7 @@ class Supervisor:
         self._selector.register(woken, selectors.EVENT_READ)
         self._watch(process.pid, output, woken)
         self._end_leftovers(output, woken)
+        self._heed_shutdown(process.pid, output, woken)
         self._drain(output, time.monotonic() + _LAST_WORDS)
         self._log.end(self._last_words())
         status = self._children.get(process.pid)
@@ -131,11 +145,15 @@ class Supervisor:
             },
         )
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> subprocess.Popen[bytes]:
         spec = self._spec
         max_output = int(spec["max_output"])
 
         def prepare() -> None:
+            # A group of its own, not a session: Linux schedules each session as one (autogroup), and two trainings then
+            # share two cores worse; seen to cost 0.2 s in 2 s.
+            os.setpgid(0, 0)
+            _be_the_first_to_go(spec.get("oom_score"))
             os.nice(int(spec["nice"]))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -143,28 +161,26 @@ class Supervisor:
             resource.setrlimit(resource.RLIMIT_FSIZE, (wanted, wanted))
 
         return subprocess.Popen(  # noqa: S603 - an argument list, never a shell
-            spec["command"],
-            cwd=spec["cwd"],
-            env=spec["env"],
+            [_at_home(word) for word in spec["command"]],
+            cwd=_resolve(self._folder, spec["cwd"]),
+            env={**spec.get("env", os.environ), **spec.get("env_extra", {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # A group of its own, not a session: Linux schedules each session as one (autogroup), and two trainings then
-            # share two cores worse; seen to cost 0.2 s in 2 s.
-            process_group=0,
             preexec_fn=prepare,  # noqa: PLW1509, RUF100 - this process has one thread
         )
 
     def _watch(self, pid: int, output: int, woken: int) -> None:
         deadline = time.monotonic() + float(self._spec["timeout"])
         next_look = time.monotonic() + _TICK
+        max_output = int(self._spec["max_output"])
         while pid not in self._children:
             now = time.monotonic()
             if now >= deadline:
                 self._end("timeout")
             if now >= next_look:
                 next_look = now + _TICK
-                if _size_of(Path(self._spec["output"]), int(self._spec["max_output"])) > int(self._spec["max_output"]):
+                if _size_of(self._output, max_output) > max_output:
                     self._end("output")
             if self._ending:
                 self._kill(pid)
@@ -193,11 +209,21 @@ class Supervisor:
             self._read(output)
 
     def _kill_descendants(self) -> None:
-        import psutil
+        for pid in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                child.kill()
+    def _heed_shutdown(self, pid: int, output: int, woken: int) -> None:
+        """A machine that shuts down tells every process at once; then it was not the training that failed."""
+        status = self._children.get(pid)
+        give_up = time.monotonic() + _SHUTDOWN
+        while status is not None and os.waitstatus_to_exitcode(status) in _TOLD_TO_END and not self._ending:
+            remaining = give_up - time.monotonic()
+            if remaining <= 0:
+                return
+            self._selector.select(remaining)
+            _empty(woken)
+            self._read(output)
 
     def _reap(self) -> bool:
         """Collect every child that ended; return whether any is left."""
@@ -235,6 +261,47 @@ class Supervisor:
         if self._ending == "output":
             return f"killed because it wrote more than {self._spec['max_output'] / 1e6:g} MB (max_output_mb)"
         return "stopped by the dispatcher" if self._ending else ""
+
+
+def _resolve(folder: Path, path: str) -> Path:
+    """Return a path of the spec as an absolute one."""
+    return folder / os.path.expanduser(path)  # noqa: PTH111, RUF100 - Path.expanduser fails where there is no home
+
+
+def _at_home(word: str) -> str:
+    """Return a word of the command with "~/", where it stands for the home folder, replaced."""
+    option, equals, value = word.partition("=")
+    if equals and value.startswith("~/"):
+        return option + equals + os.path.expanduser(value)  # noqa: PTH111, RUF100 - see _resolve
+    return os.path.expanduser(word) if word.startswith("~/") else word  # noqa: PTH111, RUF100 - see _resolve
+
+
+def _be_the_first_to_go(score: int | None) -> None:
+    """Let Linux end the training for want of memory rather than us or the SSH server."""
+    if score is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(score))
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """Return the processes that descend from one, in no order."""
+    if not Path("/proc/self/stat").exists():
+        import psutil
+
+        return [child.pid for child in psutil.Process(ancestor).children(recursive=True)]
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # Its name, in brackets, may hold brackets and spaces; then come state and parent.
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    generation = [ancestor]
+    while generation:
+        generation = [child for parent in generation for child in children.get(parent, [])]
+        found += generation
+    return found
 
 
 def _adopt_orphans() -> None:
@@ -281,7 +348,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def main() -> None:
     """Supervise the training that the run folder describes."""
-    folder = Path(sys.argv[1])
+    folder = Path(os.path.expanduser(sys.argv[1])).absolute()  # noqa: PTH111, RUF100 - see _resolve
     try:
         # Whoever gives a run up renames its folder first, so a supervisor that starts too late stops here.
         descriptor = os.open(folder / PID_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -289,7 +356,12 @@ def main() -> None:
         return
     with os.fdopen(descriptor, "w") as file:
         file.write(str(os.getpid()))
-    Supervisor(folder, json.loads((folder / SPEC_FILE).read_text())).run()
+    try:
+        supervisor = Supervisor(folder, json.loads((folder / SPEC_FILE).read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        _write_json(folder / OUTCOME_FILE, {"not_started": f"{type(error).__name__}: {error}"})
+    else:
+        supervisor.run()
     os._exit(0)  # the dispatcher waits for our end, and there is nothing left to clean up
 
 
