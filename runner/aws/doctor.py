@@ -286,7 +286,7 @@ class AwsDoctor:
         )
         place = facts.subnets[0]
         wish = run_parameters(spec, Pool(instance_type=facts.types[0], subnet=place.id, zone=place.zone))
-        tags = as_list(belonging_tags(event=str(config["event_name"]), owner=facts.owner))
+        tags = as_list(belonging_tags(event=str(config["event_name"]), event_id="doctor", owner=facts.owner))
         wish["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")]
         try:
             facts.session.call("ec2", "run_instances", DryRun=True, MinCount=1, MaxCount=1, **wish)

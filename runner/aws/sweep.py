@@ -11,9 +11,8 @@ from typing import Any
 
 from runner.aws.answers import Instance, Template
 from runner.aws.ec2 import Ec2
-from runner.aws.machines import KEEP_TAG
 from runner.aws.prices import Prices
-from runner.aws.tags import EVENT, OWNER, SUBMISSIONS, expires_of, runs_of
+from runner.aws.tags import EVENT, EVENT_ID, KEEP, OWNER, SUBMISSIONS, expires_of, runs_of
 
 _ENDED = frozenset({"shutting-down", "terminated"})
 
@@ -26,13 +25,13 @@ class Rules:
 
     Args:
         owner: whose things are looked at.
-        event: the event that ``attempts`` belong to.
+        event_id: of the event that ``attempts`` belong to.
         older_than: what is younger stays.
         everything: end also what is in use, kept to be looked at, or of another event.
     """
 
     owner: str
-    event: str
+    event_id: str
     older_than: timedelta = timedelta(0)
     everything: bool = False
 
@@ -161,14 +160,18 @@ def _reason_to_stay(instance: Instance, rules: Rules, under_way: Attempts, now: 
     """Return why an instance is spared, "" when it is not."""
     if now - instance.launched < rules.older_than:
         return f"it is younger than {rules.older_than / timedelta(hours=1):g} h"
-    if _date(instance.tags.get(KEEP_TAG, "")) > now:
-        return f"it is kept until {instance.tags[KEEP_TAG]} to be looked at"
-    event = instance.tags.get(EVENT, "")
+    if _date(instance.tags.get(KEEP, "")) > now:
+        return f"it is kept until {instance.tags[KEEP]} to be looked at"
     expires = expires_of(instance.tags)
-    if event != rules.event:
+    if instance.tags.get(EVENT_ID) != rules.event_id:
         # Whether an attempt has it, only that event's store could tell.
         over = expires is not None and expires < now
-        return "" if over else f"it is of event {event!r}, whose attempts are not known here; sweep with its --config"
+        event = instance.tags.get(EVENT, "")
+        return (
+            ""
+            if over
+            else f"it is of another event, {event!r}, whose attempts are not known here; sweep with its --config"
+        )
     names_it = any(handle and handle.get("instance") == instance.id for handle in under_way.values())
     # Before an attempt has stored which instance it has, it may be booting any of its batch.
     may_have_it = any(run in under_way and not under_way[run] for run in runs_of(instance.tags))
@@ -180,8 +183,8 @@ def _judged_template(template: Template, rules: Rules, under_way: Attempts, now:
     spared = ""
     if now - template.created < rules.older_than:
         spared = f"it is younger than {rules.older_than / timedelta(hours=1):g} h"
-    elif event != rules.event:
-        spared = f"it is of event {event!r}; sweep with its --config"
+    elif template.tags.get(EVENT_ID) != rules.event_id:
+        spared = f"it is of another event, {event!r}; sweep with its --config"
     elif under_way:
         spared = "attempts are under way, and more may be launched from it"
     why = f"--all, although {spared}" if spared and rules.everything else spared or "nothing is launched from it now"
