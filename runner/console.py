@@ -53,7 +53,8 @@ class PlainView:
         last = _last_line(outcome.message) if outcome else ""
         time = datetime.now().astimezone().strftime("%H:%M:%S")
         printed = f"{time} {name}: {state}{reason}{': ' + last if last else ''}"
-        print(printed, flush=True)  # noqa: T201 - this is the console view
+        # In one piece: many threads print.
+        print(f"{printed}\n", end="", flush=True)  # noqa: T201 - this is the console view
 
     def log_handler(self) -> logging.Handler:
         """Return a handler that writes to standard error."""

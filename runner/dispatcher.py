@@ -169,6 +169,9 @@ class Dispatcher:
             if attempt.run not in self._lives:
                 logger.info("found %s again, attempt %d", attempt.name, attempt.number)
                 self._begin(attempt, adopted=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
         try:
             swept = self._worker.sweep(self._worker_config, self._live_runs)
         except Exception as error:  # noqa: BLE001 - part of the guard: a worker's code does not end the dispatcher
@@ -294,6 +297,8 @@ class Dispatcher:
             self._store.end_dispatcher(self._id)
         except StoreError as error:
             logger.warning("the end could not be written down: %s", error.message)
+        # Once more: what somebody else made for us may show up late, such as a launch whose answer never came.
+        self._sweep()
         try:
             self._worker.close_event(self._worker_config)
         except Exception as error:  # noqa: BLE001 - part of the guard: a worker's code does not end the dispatcher

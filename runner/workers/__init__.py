@@ -12,6 +12,7 @@ from runner.workers.base import BaseWorker
 BUILT_IN = {
     "local": "runner.workers.local:LocalWorker",
     "conda": "runner.workers.conda:CondaWorker",
+    "aws": "runner.workers.aws:AWSWorker",
 }
 
 

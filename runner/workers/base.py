@@ -87,8 +87,8 @@ class BaseWorker(ABC):
         """Return the environment variables that ``kit_python`` runs with, None for the dispatcher's own."""
         return None
 
-    @classmethod
-    def close_event(cls, config: dict[str, Any]) -> None:  # noqa: B027 - most workers have nothing open
+    @classmethod  # noqa: B027 - most workers have nothing open
+    def close_event(cls, config: dict[str, Any]) -> None:
         """Let go of what ``prepare_event`` opened in this process; called once, when the dispatcher has ended.
 
         What trainings still use elsewhere stays: the next dispatcher finds it.
@@ -98,8 +98,8 @@ class BaseWorker(ABC):
     def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:
         """Release whatever crashes left behind, and return what that was, in words.
 
-        Called when a dispatcher starts and several times a minute. Must not touch what belongs to another event or
-        another owner.
+        Called when a dispatcher starts, several times a minute, and when it ends. Must not touch what belongs to
+        another event or another owner.
 
         Args:
             config: what ``prepare_event`` returned.

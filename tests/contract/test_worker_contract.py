@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import psutil
 import pytest
 
 from runner import testing
+from runner.config import load_config
 from runner.errors import Interrupted
 from runner.scores import read_scores
 from runner.testing import FakeWorker, Platform, Way
 from runner.workers import load_worker
 from runner.workers.base import BaseWorker, log_file
 from tests.event_folder import EventFolder
+from tests.rehearsing import Cloud
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -120,6 +123,51 @@ while not os.path.exists({str(go)!r}):
                 worker._log.close()  # noqa: SLF001
 
 
+class AwsBench(ProcessBench):
+    """The same on an emulated AWS, whose machines are processes of this one and see its files."""
+
+    def __init__(self, folder: Path, cloud: Cloud) -> None:
+        super().__init__(folder, load_worker("aws"), lambda _: {})
+        self._cloud = cloud
+        environment = pytest.MonkeyPatch()
+        for name, value in cloud.aws.environment.items():
+            environment.setenv(name, value)
+        self._environment = environment
+        keys = {**self.event.keys, **cloud.keys, "database": f"sqlite:///{folder / 'store.db'}"}
+        del keys["python"]
+        config = folder / "aws.yml"
+        config.write_text(json.dumps(keys))
+        found = {**load_config(config).worker_config(), "event_uid": uuid.uuid4().hex}
+        self.config = load_worker("aws").prepare_event(found)
+
+    def wait_until_training(self, name: str) -> None:
+        """Return when the submission's own code runs, and hear what was said until then, as a dispatcher does."""
+        super().wait_until_training(name)
+        for worker in self._made:
+            if worker.submission == name and worker.status == "running":
+                worker.wait(0.01)
+
+    def is_training(self, name: str) -> bool:
+        """Whether its own code still runs; an instance that was ended takes a moment to shut down."""
+        if not self._cloud.left():
+            until(lambda: not ProcessBench.is_training(self, name))
+        return super().is_training(name)
+
+    def destroy(self, name: str, worker: BaseWorker) -> None:
+        """Take the instance away, as AWS does."""
+        state = worker.state()
+        assert state is not None
+        self._cloud.aws.act(state["instance"], "kill")
+        until(lambda: not self.is_training(name))
+
+    def close(self) -> None:
+        """Leave no instance behind."""
+        super().close()
+        load_worker("aws").close_event(self.config)
+        assert self._cloud.left() == []
+        self._environment.undo()
+
+
 class FakeBench:
     """The same for the fakes."""
 
@@ -213,12 +261,13 @@ def _conda_keys(event: EventFolder) -> dict[str, Any]:
     return {"conda_prefix": str(event.folder / "environment"), "conda_name": "environment"}
 
 
-WORKERS: dict[str, Callable[[Path], Bench]] = {
-    "local": lambda folder: ProcessBench(folder, load_worker("local"), lambda _: {}),
-    "conda": lambda folder: ProcessBench(folder, load_worker("conda"), _conda_keys),
-    "example": lambda folder: ProcessBench(folder, _example(), _example_keys),
-    "carried over": lambda folder: ProcessBench(folder, _carried_over(), lambda _: {}),
-    "fake": lambda folder: FakeBench(folder, FakeWorker),
+WORKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Bench]] = {
+    "local": lambda folder, _: ProcessBench(folder, load_worker("local"), lambda _: {}),
+    "conda": lambda folder, _: ProcessBench(folder, load_worker("conda"), _conda_keys),
+    "aws": lambda folder, request: AwsBench(folder, request.getfixturevalue("cloud")),
+    "example": lambda folder, _: ProcessBench(folder, _example(), _example_keys),
+    "carried over": lambda folder, _: ProcessBench(folder, _carried_over(), lambda _: {}),
+    "fake": lambda folder, _: FakeBench(folder, FakeWorker),
 }
 # What ramp-engine did not ask for, a worker written for it does not have.
 OURS = [name for name in WORKERS if name != "carried over"]
@@ -228,7 +277,7 @@ WITH_PROCESSES = [name for name in OURS if name != "fake"]
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Return an event for the worker that is asked for."""
-    made = WORKERS[request.param](tmp_path / "an event")
+    made = WORKERS[request.param](tmp_path / "an event", request)
     yield made
     made.close()
 
@@ -236,6 +285,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 every_worker = pytest.mark.parametrize("bench", WORKERS, indirect=True)
 our_workers = pytest.mark.parametrize("bench", OURS, indirect=True)
 with_processes = pytest.mark.parametrize("bench", WITH_PROCESSES, indirect=True)
+on_this_disk = pytest.mark.parametrize("bench", [name for name in WITH_PROCESSES if name != "aws"], indirect=True)
 
 
 # -- one training ----------------------------------------------------------------------------------------------------
@@ -439,8 +489,10 @@ def test_teardown_follows_a_setup_that_failed(bench: ProcessBench) -> None:
     assert worker.status == "killed"
 
 
-def test_one_from_ramp_engine_may_refuse_a_teardown_and_launch_still_tells_what_failed(tmp_path: Path) -> None:
-    bench = WORKERS["carried over"](tmp_path / "an event")
+def test_one_from_ramp_engine_may_refuse_a_teardown_and_launch_still_tells_what_failed(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bench = WORKERS["carried over"](tmp_path / "an event", request)
     worker = bench.worker("a")
     del worker.config["logs_dir"]
 
@@ -457,7 +509,7 @@ def test_a_training_leaves_what_was_sent_as_it_was(bench: ProcessBench) -> None:
     assert [path.name for path in (bench.event.submissions / "a").rglob("*")] == ["main.py"]
 
 
-@with_processes
+@on_this_disk
 def test_a_collection_that_is_cut_short_leaves_nothing_and_can_be_repeated(
     bench: ProcessBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

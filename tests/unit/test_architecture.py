@@ -18,6 +18,8 @@ HOMES = {
     "paramiko": ["runner.transport.ssh"],
     "dask": ["runner.workers.dask"],
     "distributed": ["runner.workers.dask"],
+    "cryptography": ["runner.transport.ssh"],
+    "asyncssh": ["runner.rehearsal"],
     "moto": ["runner.rehearsal"],
     "rich": ["runner.console"],
     "watchfiles": ["runner.inbox"],
@@ -45,7 +47,11 @@ BOTTOM: dict[str, set[str]] = {
     "runner.config": {"runner.config_file"},  # inside load_config, the one way in
     "runner.config_file": {"runner.config", "runner.errors", "runner.yaml_lines"},
     "runner.layout": {"runner.config", "runner.errors"},
-    "runner.transfer": {"runner.errors"},
+    "runner.archive": {"runner.errors"},
+    "runner.transfer": {"runner.archive", "runner.errors"},
+    "runner.transport.base": {"runner.errors"},
+    "runner.watch": set(),
+    "runner.watch_frames": {"runner.errors", "runner.transport.base"},
     "runner.workers.base": {"runner.states", "runner.errors"},
 }
 ABOVE_WORKERS = {"dispatcher", "store", "life", "event", "database", "schema", "migrate", "migrations", "console"}

@@ -1,14 +1,17 @@
 """The log keeps its beginning and its end, whatever is printed and however it is cut into pieces."""
 
+import ast
 import io
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner import supervise, watch
 from runner.supervise import BoundedLog, main
 
 LIMIT = 100
@@ -78,3 +81,20 @@ def test_a_supervisor_that_comes_too_late_starts_nothing(tmp_path: Path, monkeyp
     main()
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [supervise, watch], ids=["supervise", "watch"])
+def test_runs_alone_on_the_oldest_python_of_an_image(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text(), feature_version=(3, 9))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported - sys.stdlib_module_names <= {"psutil"}

@@ -12,11 +12,10 @@ import pytest
 from moto import mock_aws
 
 from runner.aws.ec2 import Ec2
-from runner.aws.machines import KEEP_TAG
 from runner.aws.prices import Prices
 from runner.aws.session import AwsSession
 from runner.aws.sweep import Plan, Rules, carry_out, look
-from runner.aws.tags import EVENT, OWNER, Request, batch_tags, belonging_tags
+from runner.aws.tags import EVENT, KEEP, OWNER, Request, batch_tags, belonging_tags
 
 REGION = "eu-west-1"
 ME = "me"
@@ -48,7 +47,7 @@ def launch(
     requests = [Request(run=run, submission=f"of {run}", attempt=1) for run in runs]
     expires = now() + timedelta(minutes=minutes)
     given = batch_tags(requests, launch="a", expires=expires, host_key="k") | (tags or {})
-    given |= belonging_tags(event=event, owner=owner) if owner else {EVENT: event}
+    given |= belonging_tags(event=event, event_id=event, owner=owner) if owner else {EVENT: event}
     started = CLIENT().run_instances(
         ImageId="ami-0123abcd",
         InstanceType="t3.medium",
@@ -62,7 +61,9 @@ def launch(
 
 
 def template(event: str = "iris", owner: str = ME) -> str:
-    tags = [{"Key": key, "Value": value} for key, value in belonging_tags(event=event, owner=owner).items()]
+    tags = [
+        {"Key": key, "Value": value} for key, value in belonging_tags(event=event, event_id=event, owner=owner).items()
+    ]
     made = CLIENT().create_launch_template(
         LaunchTemplateName=f"t-{now().timestamp()}",
         LaunchTemplateData={"ImageId": "ami-0123abcd"},
@@ -78,7 +79,7 @@ def alive() -> set[str]:
 
 
 def plan(attempts: dict[str, Any] | None = None, *, later: timedelta = timedelta(0), **rules: Any) -> Plan:
-    given = Rules(**{"owner": ME, "event": "iris", **rules})
+    given = Rules(**{"owner": ME, "event_id": "iris", **rules})
     return look(EC2(), given, attempts=lambda: attempts or {}, prices=PRICES, now=now() + later)
 
 
@@ -152,7 +153,7 @@ def test_a_booting_attempt_keeps_its_whole_batch() -> None:
 
 def test_what_is_kept_to_be_looked_at_stays_until_then() -> None:
     until = (now() + timedelta(minutes=30)).isoformat(timespec="seconds")
-    [kept] = launch("a", tags={KEEP_TAG: until})
+    [kept] = launch("a", tags={KEEP: until})
     assert fates(plan())[kept] == (False, f"it is kept until {until} to be looked at")
     assert fates(plan(later=timedelta(minutes=31)))[kept][0] is True
 
@@ -161,7 +162,7 @@ def test_other_events_of_the_owner_stay_until_their_time_is_over() -> None:
     [other] = launch("a", event="digits", minutes=60)
     stays, why = fates(plan())[other]
     assert stays is False
-    assert why == "it is of event 'digits', whose attempts are not known here; sweep with its --config"
+    assert why == "it is of another event, 'digits', whose attempts are not known here; sweep with its --config"
     assert fates(plan(later=timedelta(hours=2)))[other][0] is True
 
 
@@ -173,7 +174,7 @@ def test_young_ones_stay_when_an_age_is_given() -> None:
 
 def test_all_means_all_of_this_owner() -> None:
     until = (now() + timedelta(minutes=30)).isoformat()
-    mine = launch("a") + launch("b", event="digits") + launch("c", tags={KEEP_TAG: until})
+    mine = launch("a") + launch("b", event="digits") + launch("c", tags={KEEP: until})
     theirs = launch("d", owner="somebody")
     found = plan({"a": None}, everything=True)
     assert [item.goes for item in found.found] == [True, True, True]
@@ -208,7 +209,7 @@ def test_attempts_are_asked_for_after_ec2() -> None:
         seen.append(alive())
         return {"late": None}
 
-    rules = Rules(owner=ME, event="iris", everything=True)
+    rules = Rules(owner=ME, event_id="iris", everything=True)
     found = look(EC2(), rules, attempts=attempts, prices=PRICES, now=now())
     assert found.found == ()
     assert len(seen[0]) == 1
@@ -221,7 +222,7 @@ def test_launch_templates_go_with_their_event() -> None:
     mine, other, theirs = template(), template(event="digits"), template(owner="somebody")
     assert fates(plan())[mine] == (True, "nothing is launched from it now")
     assert fates(plan({"a": None}))[mine][0] is False
-    assert fates(plan())[other] == (False, "it is of event 'digits'; sweep with its --config")
+    assert fates(plan())[other] == (False, "it is of another event, 'digits'; sweep with its --config")
     assert fates(plan(older_than=timedelta(hours=1)))[mine][0] is False
     found = plan()
     assert theirs not in fates(found)

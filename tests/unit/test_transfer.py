@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from runner import transfer
 from runner.errors import SubmissionUnusable
-from runner.transfer import copy_output, copy_submission
+from runner.transfer import copy_output, copy_submission, pack_submission, replace_output
 
 NOBODY = 65534
 
@@ -140,6 +142,75 @@ def test_unreadable_submission(name: str) -> None:
             copy_submission(folder / "sent", folder / "copy")
 
 
+# -- in, as an archive -----------------------------------------------------------------------------------------------
+
+
+def unpacked(archive: BinaryIO, target: Path) -> dict[str, str | None]:
+    """Unpack an archive with nobody's checks but Python's and return what it held."""
+    with archive, tarfile.open(fileobj=archive) as tar:
+        tar.extractall(target, filter="data")
+    return tree(target)
+
+
+def test_submission_is_packed_as_it_is_copied(submission: Path, tmp_path: Path) -> None:
+    (submission / ".hidden").write_text("too")
+    for name in ("training_output", "__pycache__", "package/.git"):
+        (submission / name).mkdir()
+        (submission / name / "old").symlink_to("/etc/passwd")
+    copy_submission(submission, tmp_path / "copy")
+    archive = pack_submission(submission, prefix="submissions/a name", extra={})
+    assert unpacked(archive, tmp_path / "there" / "run") == {
+        "submissions": None,
+        "submissions/a name": None,
+        **{f"submissions/a name/{name}": content for name, content in tree(tmp_path / "copy").items()},
+    }
+
+
+def test_files_of_ours_go_with_it(submission: Path, tmp_path: Path) -> None:
+    archive = pack_submission(submission, prefix="run/x", extra={"bin/supervise.py": b"code", "run/spec.json": b"{}"})
+    found = unpacked(archive, tmp_path / "there")
+    assert (found["bin/supervise.py"], found["run/spec.json"]) == ("code", "{}")
+    assert found["run/x/classifier.py"] == "code"
+
+
+@pytest.mark.parametrize("bad", ["link", "pipe", "large", "many", "gone"])
+def test_what_is_not_copied_is_not_packed(
+    submission: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    if bad == "link":
+        (submission / "package" / "link").symlink_to("classifier.py")
+    elif bad == "pipe":
+        os.mkfifo(submission / "pipe")
+    elif bad == "large":
+        with (submission / "sparse").open("wb") as file:
+            file.truncate(transfer.MAX_BYTES + 1)
+    elif bad == "many":
+        monkeypatch.setattr(transfer, "MAX_FILES", 3)
+    else:
+        shutil.rmtree(submission)
+    with pytest.raises(SubmissionUnusable) as of_copy:
+        copy_submission(submission, tmp_path / "copy")
+    with pytest.raises(SubmissionUnusable) as of_pack:
+        pack_submission(submission, prefix="x", extra={})
+    assert of_pack.value.message == of_copy.value.message
+
+
+def test_unreadable_submission_is_not_packed() -> None:
+    with where_permissions_bind() as folder:
+        (folder / "sent").mkdir()
+        (folder / "sent" / "classifier.py").touch(mode=0)
+        with pytest.raises(SubmissionUnusable, match="has a file that cannot be read; set its permissions"):
+            pack_submission(folder / "sent", prefix="x", extra={})
+
+
+def test_target_that_cannot_be_written_is_our_failure() -> None:
+    with where_permissions_bind() as folder:
+        (folder / "sent").mkdir()
+        (folder / "runs").mkdir(mode=0o500)
+        with pytest.raises(PermissionError):
+            copy_submission(folder / "sent", folder / "runs" / "copy")
+
+
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
@@ -263,3 +334,33 @@ def test_name_as_long_as_a_name_can_be(output: Path, target: Path) -> None:
     copy_output(output, long, mark="run1")
     copy_output(output, long, mark="run2")
     assert tree(long) == tree(output)
+
+
+def test_a_new_folder_is_filled_and_takes_the_place_of_the_old_one(target: Path) -> None:
+    def fill(folder: Path) -> None:
+        assert tree(folder) == {}
+        assert "bagged_scores.csv" in tree(target), "until then the old one stands"
+        (folder / "new").write_text("x")
+
+    replace_output(target, mark="run1", fill=fill)
+    assert tree(target) == {"new": "x"}
+    assert names_in(target.parent) == ["a name"]
+
+
+def test_a_filling_that_fails_changes_nothing(target: Path) -> None:
+    before = tree(target)
+
+    def fill(folder: Path) -> None:
+        (folder / "half").touch()
+        msg = "the connection broke"
+        raise ConnectionError(msg)
+
+    with pytest.raises(ConnectionError):
+        replace_output(target, mark="run1", fill=fill)
+    assert tree(target) == before
+    assert names_in(target.parent) == ["a name"]
+
+
+def test_nothing_to_show(target: Path) -> None:
+    replace_output(target, mark="run1", fill=None)
+    assert names_in(target.parent) == []
