@@ -3,7 +3,9 @@
 import ipaddress
 import os
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -99,7 +101,7 @@ def sweep_event(
     facts = facts_of({**event.config.worker_config(), "event_uid": event.store.uid}, open_session)
     rules = sweep.Rules(
         owner=owner or facts.owner,
-        event=event.config.event_name,
+        event_id=event.store.uid,
         older_than=timedelta(hours=older_than_hours),
         everything=everything,
     )
@@ -131,26 +133,29 @@ def _aws(config: EventConfig, keys: dict[str, Any], seen_from: Address | None, *
         n_workers=config.dispatcher.workers_on(os.cpu_count() or 1),
         address=seen_from,
         local_addresses=_local_addresses(),
-        try_launch=(lambda: _launch_once(config, keys)) if launch else None,
+        try_launch=(lambda: _launch_once(keys)) if launch else None,
     )
     return list(doctor.findings())
 
 
-def _launch_once(config: EventConfig, keys: dict[str, Any]) -> str:
-    """Get an instance as a submission would, and end it."""
-    worker = load_worker(config.worker.worker_type, beside=config.deployment_dir)
+def _launch_once(keys: dict[str, Any]) -> str:
+    """Get an instance as an attempt would, look for the kit on it, and end it."""
+    from runner.aws.event import open_event as open_ec2
+    from runner.aws.tags import Request
+
     begun = time.monotonic()
-    prepared = worker.prepare_event(keys)
+    event = open_ec2(keys)
     try:
-        attempt = worker(dict(prepared), config.ramp.sandbox_dir)
+        request = Request(run=uuid.uuid4().hex, submission="doctor", attempt=1)
+        machine = event.machines.acquire(request, threading.Event())
         try:
-            attempt.setup()
             seconds = time.monotonic() - begun
+            image = event.image_of(machine)
         finally:
-            attempt.teardown()
+            event.machines.release(machine)
     finally:
-        worker.close_event(prepared)
-    return f"{keys['remote_ramp_kit_folder']} is on the image, and ramp-test; an instance was ready in {seconds:.0f} s"
+        event.machines.close()
+    return f"{image.kit} is on the image, and {image.ramp_test}; an instance was ready in {seconds:.0f} s"
 
 
 def _address(text: str | None) -> Address | None:

@@ -202,7 +202,7 @@ class Dispatcher:
                 self._give_up.pop(run, None)
                 if life.launch_stopped is not None and self._no_more is None:
                     self._no_more = life.launch_stopped
-                    logger.error("nothing more is launched: %s", self._no_more.message)
+                    logger.error("nothing more is launched: %s", self._no_more.for_organiser())
 
     def _launch(self) -> None:
         while len(self._lives) < self.n_workers and not self._kit_is_broken() and self._no_more is None:

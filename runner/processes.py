@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import select
 import socket
 from collections.abc import Iterable
@@ -27,6 +28,13 @@ _CLOCK_SLACK = 2.0  # seconds by which a start time may move when the machine's 
 def thread_variables(threads: int | None) -> dict[str, str]:
     """Return the environment that makes a training's packages use so many threads; None leaves it to them."""
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may: a connection takes one, and there may be thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower one that it does not tell
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def host_id() -> str:

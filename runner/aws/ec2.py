@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ from runner.aws.pools import Pool
 from runner.aws.session import AwsSession
 from runner.aws.spec import LaunchSpec, fleet_override, run_parameters, template_data, template_reference
 from runner.aws.tags import EVENT, EVENT_ID, NAME, OWNER, as_list
-from runner.errors import AwsError, ConfigError, LaunchStopped
+from runner.errors import AwsError, LaunchStopped
 
 __all__ = ["SETTLING", "Ec2", "Fleet", "Instance", "InstanceType", "LaunchSpec", "Refusal", "Template"]
 

@@ -229,8 +229,7 @@ class Launcher:
         """Let nothing be launched any more; the first reason counts."""
         with self._changed:
             if self._stopped is None:
-                self._stopped = error
-                logger.error("nothing more is launched: %s", error.for_organiser())
+                self._stopped = error  # the dispatcher logs it, once
             reason, waiting, self._queue = self._stopped, self._queue, []
         _fail([*batch, *waiting], reason)
 

@@ -22,8 +22,6 @@ from runner.transport.base import Transport
 logger = logging.getLogger(__name__)
 
 OVER = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
-_LOOK_SOON = 1.0  # seconds between two looks while somebody waits for news
-_LOOK = 15.0  # otherwise
 _END_TOGETHER = 0.2  # seconds that the ender collects for
 _CONSOLE_LINES = 40
 
@@ -32,7 +30,7 @@ Connect = Callable[[str, str], Transport]  # address, host key
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long things may take before they are given up, in seconds. For platforms that are slower, and for tests."""
+    """How long things may take, in seconds. For platforms that are slower, and for tests."""
 
     boot: float = 600.0  # from the launch until SSH answers
     silence: float = 300.0  # that a running instance may be out of reach
@@ -42,6 +40,8 @@ class Patience:
     end: float = 20.0  # that a life waits for the end of its instance
     idle: float = 60.0  # that a machine may wait for another submission
     cool_down: float = COOL_DOWN  # in which a pool without capacity is left alone
+    look_soon: float = 1.0  # between two looks at what AWS says, while somebody waits for news
+    look: float = 15.0  # between two looks otherwise, and the longest pause after a call that failed
 
 
 @dataclass(kw_only=True)
@@ -204,7 +204,7 @@ class Machines:
         with self._news:
             self._waiting += 1
             self._news.notify_all()
-            self._news.wait_for(lambda: self._looked >= asked or self._closed, timeout=4 * _LOOK_SOON)
+            self._news.wait_for(lambda: self._looked >= asked or self._closed, timeout=4 * self._patience.look_soon)
             self._waiting -= 1
 
     # -- for the event -------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Machines:
             self._closed = True
             self._news.notify_all()
         for thread in self._threads:
-            thread.join(timeout=_LOOK_SOON)
+            thread.join(timeout=self._patience.look_soon)
 
     # -- a machine's beginning -----------------------------------------------------------------------------------
 
@@ -408,22 +408,22 @@ class Machines:
                 thread.start()
 
     def _keep_looking(self) -> None:
-        pause = _LOOK_SOON
+        pause = self._patience.look_soon
         while True:
             with self._news:
                 if self._closed:
                     return
                 if not self._is_look_due(pause):
-                    self._news.wait(_LOOK_SOON / 2)
+                    self._news.wait(self._patience.look_soon / 2)
                     continue
             try:
                 self._look()
             except AwsError as error:
-                pause = min(pause * 2, _LOOK)
+                pause = min(pause * 2, self._patience.look)
                 logger.warning("AWS was not heard and is asked again in %g s: %s", pause, error.message)
                 self._rest(pause)
                 continue
-            pause = _LOOK_SOON
+            pause = self._patience.look_soon
             self._end_idle()
 
     def _rest(self, seconds: float) -> None:
@@ -450,7 +450,9 @@ class Machines:
 
     def _is_look_due(self, pause: float) -> bool:
         since = time.monotonic() - self._looked
-        return (bool(self._waiting) and since >= pause) or (bool(self._held or self._idle) and since >= _LOOK)
+        return (bool(self._waiting) and since >= pause) or (
+            bool(self._held or self._idle) and since >= self._patience.look
+        )
 
     def _keep_ending(self) -> None:
         pause = _END_TOGETHER
@@ -465,11 +467,11 @@ class Machines:
             try:
                 unknown = self._ec2.terminate(sorted(batch))
             except AwsError as error:
-                pause = min(max(pause, 0.5) * 2, _LOOK)
+                pause = min(max(pause, 0.5) * 2, self._patience.look)
                 logger.warning("instances could not be ended, tried again in %g s: %s", pause, error.message)
                 continue
             too_young = {instance_id for instance_id in unknown if self._is_young(instance_id)}
-            pause = min(max(pause, 0.5) * 2, _LOOK) if too_young else _END_TOGETHER
+            pause = min(max(pause, 0.5) * 2, self._patience.look) if too_young else _END_TOGETHER
             self._note_ends({key: done for key, done in batch.items() if key not in too_young})
 
     def _is_young(self, instance_id: str) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import socket
 
 from runner.rehearsal.machine import Machine
 
@@ -22,7 +23,10 @@ class Imds:
     async def open(self) -> None:
         """Listen."""
         birth = self._machine.birth
-        self._server = await asyncio.start_server(self._serve, birth.address, self._machine.settings.imds_port)
+        # Not served by start_server itself: cancelled in it, it would leave a port open that nobody can close.
+        listening = socket.create_server((birth.address, self._machine.settings.imds_port))
+        self._server = await asyncio.start_server(self._serve, sock=listening, start_serving=False)
+        await self._server.start_serving()
 
     async def close(self) -> None:
         """Listen no more."""

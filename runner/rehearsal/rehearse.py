@@ -30,10 +30,8 @@ from runner.states import State
 from runner.transport.ssh import new_host_key
 
 logger = logging.getLogger(__name__)
-SSH_SECONDS, STATUS_SECONDS = (
-    5.0,
-    20.0,
-)  # from the launch on; a real instance takes longer, and nothing learns from that
+# From the launch on. A real instance takes longer, from which nothing more could be seen.
+SSH_SECONDS, STATUS_SECONDS = 5.0, 20.0
 _KEY_NAME = _GROUP = "rehearsal"
 _REGION = "eu-west-3"
 _NEVER = {"access_key_id", "secret_access_key", "profile_name", "ami_image_id", "instance_profile", "launch_template"}

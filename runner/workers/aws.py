@@ -15,7 +15,7 @@ from runner.aws.launcher import Request
 from runner.aws.machines import Machine, Patience
 from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, KitError, LaunchStopped, TransportError, WorkerError
-from runner.processes import thread_variables
+from runner.processes import allow_open_files, thread_variables
 from runner.remote import Limits, RemoteTraining, describe
 from runner.traceback_text import traceback_in_log
 from runner.transfer import pack_submission, replace_output
@@ -61,6 +61,7 @@ class AWSWorker(BaseWorker):
     @classmethod
     def prepare_event(cls, config: dict[str, Any]) -> dict[str, Any]:
         """Check the key, find the image, and open the way to AWS; see the contract. Launches nothing."""
+        allow_open_files()
         return {**config, "ec2": open_event(config, patience=cls.patience)}
 
     @classmethod

@@ -409,7 +409,7 @@ def test_sweep_says_first_and_ends_with_yes(on_ec2: AwsEventFolder) -> None:
 def _leave_behind(event: AwsEventFolder, *, owner: str) -> str:
     """Launch an instance that nobody cares for."""
     ec2 = boto3.client("ec2")
-    tags = belonging_tags(event="toy_event", owner=owner)
+    tags = belonging_tags(event="toy_event", event_id=owner, owner=owner)
     image = ec2.describe_images(Owners=["self"])["Images"][0]["ImageId"]
     specification = {"ResourceType": "instance", "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
     started = ec2.run_instances(

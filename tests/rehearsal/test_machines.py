@@ -1,6 +1,8 @@
 """Machines: real processes behind an SSH server, a first boot, a metadata service, and an end that ends them all."""
 
+import asyncio
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -12,6 +14,11 @@ import paramiko
 import psutil
 import pytest
 
+from runner.rehearsal.imds import Imds
+from runner.rehearsal.machine import Birth, Machine
+from runner.rehearsal.settings import Settings
+from runner.rehearsal.simulated import SimulatedComputer
+from runner.rehearsal.trainings import Trainings
 from runner.transport.ssh import new_host_key
 from tests.rehearsal.conftest import PATIENCE, USER, World, run
 
@@ -260,3 +267,34 @@ def test_the_state_lists_calls_and_instances(world: World) -> None:
     )
     assert (known["tags"], known["processes"], known["ended"]) == ({"a": "b"}, [], None)
     assert known["launched"] <= time.time()
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_machine_that_ends_while_it_boots_leaves_its_port_free(steps: int, tmp_path: Path) -> None:
+    """Whenever the boot is cut short: the next machine may get the same address."""
+    birth = Birth(
+        id="i-0",
+        address="127.1.2.3",
+        instance_type="c5.large",
+        market="spot",
+        zone="a",
+        user_data=b"",
+        public_key="",
+        ends_on_shutdown=True,
+    )
+    settings = Settings()
+
+    async def cut_short() -> None:
+        loop = asyncio.get_running_loop()
+        computer = SimulatedComputer(tmp_path, Trainings())
+        service = Imds(Machine(birth, settings, computer, faults=[], loop=loop, moved=lambda _: None))
+        opening = loop.create_task(service.open())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await service.close()
+        await asyncio.sleep(0)
+        socket.create_server((birth.address, settings.imds_port)).close()
+
+    asyncio.run(cut_short())
