@@ -117,8 +117,11 @@ class Dispatcher:
         threading.Thread(target=self._learn_kit, name="kit", daemon=True).start()
         try:
             self._inbox.watch(self._ring_for_inbox, watching)
-            while not self._stopping and not self._is_done():
-                self._sleep(self._guarded_step())
+            while not self._stopping:
+                pause = self._guarded_step()
+                if self._is_done():  # asked after the step that released the last life, not a tick later
+                    break
+                self._sleep(pause)
         finally:
             watching.set()
             self._shut_down()

@@ -22,7 +22,9 @@ from runner.transport.base import Transport
 logger = logging.getLogger(__name__)
 
 OVER = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
-_END_TOGETHER = 0.2  # seconds that the ender collects for
+_END_TOGETHER = 0.1  # seconds that the ender collects for
+_ANSWER = 4.0  # seconds that AWS has for telling how the instances are
+_LAST_WORDS = 1.0  # seconds that a thread has for its end
 _CONSOLE_LINES = 40
 
 Connect = Callable[[str, str], Transport]  # address, host key
@@ -204,7 +206,7 @@ class Machines:
         with self._news:
             self._waiting += 1
             self._news.notify_all()
-            self._news.wait_for(lambda: self._looked >= asked or self._closed, timeout=4 * self._patience.look_soon)
+            self._news.wait_for(lambda: self._looked >= asked or self._closed, timeout=_ANSWER)
             self._waiting -= 1
 
     # -- for the event -------------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ class Machines:
             self._closed = True
             self._news.notify_all()
         for thread in self._threads:
-            thread.join(timeout=self._patience.look_soon)
+            thread.join(timeout=_LAST_WORDS)
 
     # -- a machine's beginning -----------------------------------------------------------------------------------
 

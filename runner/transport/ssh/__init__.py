@@ -24,7 +24,7 @@ __all__ = ["HostKey", "SshTransport", "check_key_file", "connect", "new_host_key
 _MAX_GIVEN = 1_000_000  # bytes; half the window of OpenSSH, so that it can be sent before anything is read
 _OPENING = 60.0  # seconds for starting a command that streams
 _AUTH_PATIENCE = 60.0  # seconds during which a machine that boots may not know the key yet, or not have its own
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 2.0  # seconds between two attempts to connect
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.4, 2.0  # seconds between two attempts to connect
 
 _UNPACK = 'mkdir -p -- "$1" && exec tar -C "$1" --no-same-owner -xmf -'
 # What cannot be read is left out, and a file with two names is sent twice. An empty archive stands for no folder.
@@ -123,7 +123,7 @@ def wait_for_ssh(
             if now >= deadline:
                 raise
         sleep(max(min(pause, deadline - now), 0))
-        pause = min(pause * 1.3, _LONGEST_PAUSE)
+        pause = min(pause * 1.05, _LONGEST_PAUSE)
 
 
 class SshTransport(Transport):
