@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 from runner.aws.boot import boot_minutes, longest_life, user_data
 from runner.aws.ec2 import Ec2
+from runner.aws.images import Image as AmiImage
 from runner.aws.launcher import Launcher
 from runner.aws.ledger import Budget, Ledger
 from runner.aws.machines import Machine, Machines, Patience
@@ -18,13 +20,14 @@ from runner.aws.pools import Pools, candidates
 from runner.aws.prices import Prices
 from runner.aws.session import AwsSession
 from runner.aws.spec import LaunchSpec
-from runner.errors import ConfigError
+from runner.errors import AwsError, ConfigError
 from runner.layout import instances_file
 from runner.remote import Image, probe
 from runner.stack import StackFileBroken, fill, read
 from runner.transport.ssh import check_key_file, connect, new_host_key, wait_for_ssh
 
 logger = logging.getLogger(__name__)
+_IMAGE_LOOK = 600.0  # seconds between two looks for a newer image
 HANDSHAKES = 10  # at once; an image's sshd refuses more, and each costs this machine CPU
 _NEEDED = {
     "region_name": "the region, such as eu-west-1",
@@ -44,6 +47,7 @@ class Ec2Event:
     event_id: str
     kit_folder: str
     patience: Patience
+    newest: "Newest"
     _images: dict[str, Image] = field(default_factory=dict)
     _swept: threading.Event = field(default_factory=threading.Event)
 
@@ -60,12 +64,47 @@ class Ec2Event:
         return found
 
     def sweep(self, live: Callable[[], Mapping[str, Mapping[str, Any] | None]]) -> list[str]:
-        """End what belongs to no attempt; the first time also the launch templates of dispatchers that died."""
+        """End what belongs to no attempt; the first time also the launch templates of dispatchers that died.
+
+        Now and then it also looks for a newer image: an event may stay open for weeks.
+        """
+        self.newest.look()
         swept = self.machines.sweep(live)
         if not self._swept.is_set():
             self._swept.set()
             swept += [f"launch template {name}" for name in self.ec2.delete_left_templates(self.owner, self.event_id)]
         return swept
+
+
+class Newest:
+    """Keeps an event's launches at the newest image of its name.
+
+    Args:
+        find: finds it.
+        current: what is launched now.
+        use: is told of a newer one.
+    """
+
+    def __init__(self, find: Callable[[], AmiImage], current: AmiImage, use: Callable[[AmiImage], None]) -> None:
+        self._find = find
+        self._current = current
+        self._use = use
+        self._looked = time.monotonic()
+
+    def look(self, *, every: float = _IMAGE_LOOK) -> None:
+        """Look for a newer image, unless that was done less than ``every`` seconds ago."""
+        if time.monotonic() - self._looked < every:
+            return
+        self._looked = time.monotonic()
+        try:
+            found = self._find()
+        except (AwsError, ConfigError) as error:  # the one that is known still works
+            logger.warning("no newer image could be looked for: %s", error.message)
+            return
+        if found.id != self._current.id:
+            logger.warning("from now on instances are launched from %s, %r", found.id, found.name)
+            self._current = found
+            self._use(found)
 
 
 def filled(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +151,8 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
     prices = Prices.load(config["region_name"], config["prices"])
     if config["max_event_cost"] is not None:
         prices.require(types)
-    image = ec2.image(name=config["ami_image_name"], image_id=config["ami_image_id"], types=types)
+    find_image = partial(ec2.image, name=config["ami_image_name"], image_id=config["ami_image_id"], types=types)
+    image = find_image()
     # Subnets, once they are known, already lie in the zones that were asked for.
     zones = () if config["subnets"] else tuple(config["zones"])
     subnets = ec2.subnets(ids=tuple(config["subnets"]), zones=zones)
@@ -179,4 +219,5 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         event_id=event_id,
         kit_folder=config["remote_ramp_kit_folder"],
         patience=patience,
+        newest=Newest(find_image, image, launcher.launch_from),
     )

@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from runner.aws.answers import Instance
+from runner.aws.images import Image
 from runner.aws.ledger import Budget
 from runner.aws.pools import ON_DEMAND, SPOT, Pool, Pools
 from runner.aws.rate import TokenBucket
@@ -148,6 +150,12 @@ class Launcher:
         self._sender.ended([instance_ids] if isinstance(instance_ids, str) else instance_ids)
         with self._changed:
             self._changed.notify_all()
+
+    def launch_from(self, image: Image) -> None:
+        """Launch from another image from now on; its boots are counted anew."""
+        self._sender.spec = replace(self._sender.spec, image=image)
+        with self._changed:
+            self._image, self._boot_failures = image.id, 0
 
     def close(self) -> None:
         """Launch nothing more, end what nobody took, and delete what launches needed. Repeating it changes nothing.

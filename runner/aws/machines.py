@@ -196,7 +196,7 @@ class Machines:
         """Ask anew whether an instance runs: return why not; does what ``taken_away`` does where AWS took it back."""
         self.look()
         reason = self.gone(machine.instance.id)
-        if reason and _is_taken_back(reason):
+        if reason and _is_taken_back(machine.instance, reason):
             self.taken_away(machine)
         return reason
 
@@ -346,7 +346,7 @@ class Machines:
     def _boot_failed(self, instance: Instance, error: RampCloudError) -> None:
         """Count it for the circuit breaker, unless AWS took the instance back, and keep what the console says."""
         reason = self.gone(instance.id) or ""
-        if _is_taken_back(reason):
+        if reason and _is_taken_back(instance, reason):
             return
         try:
             console = self._ec2.console_output(instance.id)
@@ -359,7 +359,7 @@ class Machines:
     def _interrupted(self, instance_id: str, reason: str) -> Interrupted:
         with self._news:
             instance = self._seen.get(instance_id)
-        if instance is not None and _is_taken_back(reason):
+        if instance is not None and instance.state in OVER and _is_taken_back(instance, reason):
             self._launcher.exclude(_pool_of(instance), why=reason)
         msg = "the machine is gone; the submission will be tried again"
         return Interrupted(msg, detail=reason, instance=instance_id)
@@ -492,12 +492,13 @@ class Machines:
 
 
 def _pool_of(instance: Instance) -> Pool:
-    return Pool(instance_type=instance.instance_type, subnet=instance.subnet, zone=instance.zone)
+    # A terminated instance has no subnet any more.
+    return Pool(instance_type=instance.instance_type, subnet=instance.subnet or None, zone=instance.zone or None)
 
 
-def _is_taken_back(reason: str) -> bool:
-    """Whether AWS ended a spot instance; its reasons are Server.SpotInstanceTermination and the like."""
-    return "spot" in reason.lower()
+def _is_taken_back(instance: Instance, reason: str) -> bool:
+    """Whether AWS ended a spot instance. Its reasons begin with Server, and may be told later than the end."""
+    return instance.market == "spot" and "Client." not in reason
 
 
 def _is_up(instance: Instance) -> bool:

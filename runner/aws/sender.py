@@ -103,6 +103,9 @@ class Sender:
         now: seconds that only grow.
         pause: sleeps for some seconds, less when ``closing`` is set.
         closing: when set, nothing more is launched.
+
+    Attributes:
+        spec: what the next call launches; may be replaced at any moment.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Sender:
     ) -> None:
         self._ec2 = ec2
         self._orders = orders
-        self._spec, self._pools, self._budget = orders.spec, orders.pools, orders.budget
+        self.spec, self._pools, self._budget = orders.spec, orders.pools, orders.budget
         self._bucket = bucket
         self._clock = clock
         self._now = now
@@ -203,7 +206,7 @@ class Sender:
         """Make one fleet and hand out what it launched; None when it was refused as a whole."""
         call = partial(
             self._ec2.create_spot_fleet,
-            self._spec,
+            self.spec,
             pools,
             count=len(tickets),
             token=batch.token(),
@@ -246,7 +249,7 @@ class Sender:
         """Launch in one pool and hand out; return whether it launched anything."""
         call = partial(
             self._ec2.run_instances,
-            self._spec,
+            self.spec,
             pool,
             count=len(tickets),
             token=batch.token(),
@@ -313,9 +316,9 @@ class Sender:
         return self._now() - since <= PATIENCE
 
     def _tags(self, batch: Batch, tickets: Sequence[Ticket]) -> dict[str, str]:
-        expires = self._clock() + timedelta(minutes=self._spec.boot_minutes)
+        expires = self._clock() + timedelta(minutes=self.spec.boot_minutes)
         requests = [ticket.request for ticket in tickets]
-        tags = batch_tags(requests, launch=batch.id, expires=expires, host_key=self._spec.host_key)
+        tags = batch_tags(requests, launch=batch.id, expires=expires, host_key=self.spec.host_key)
         return {**self._orders.tags, **tags}
 
     # -- what came of it -----------------------------------------------------------------------------------------
@@ -379,7 +382,7 @@ class Sender:
 
     def _has_living(self) -> bool:
         """Whether instances of ours live, so that there will be room under a quota when they end."""
-        longest = timedelta(minutes=self._spec.boot_minutes + 15).total_seconds()
+        longest = timedelta(minutes=self.spec.boot_minutes + 15).total_seconds()
         return bool(self._living) and self._now() - self._last_living < longest
 
     # -- money ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Two events on one account: whatever one does, the other's instances are not its own to end."""
+"""Events on EC2 as a whole: two on one account leave each other alone, and a long one takes up a newer image."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from runner.config import load_config
 from runner.states import State
+from runner.workers.aws import AWSWorker
 from tests.dispatching import running
 from tests.event_folder import Heard
-from tests.rehearsing import AwsEventFolder, Cloud
+from tests.rehearsing import IMAGE, AwsEventFolder, Cloud
 
 
 @pytest.fixture
@@ -51,3 +53,31 @@ def wait_for(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+def test_a_newer_image_is_taken_up_while_the_event_runs(two: tuple[AwsEventFolder, AwsEventFolder]) -> None:
+    event, _ = two
+    event.add("a")
+    config = AWSWorker.prepare_event(load_config(event.config).worker_config())
+    newest = config["ec2"].newest
+
+    def image_of_a_launch() -> str:
+        worker = AWSWorker(dict(config), "a")
+        worker.setup()
+        state = worker.state()
+        worker.teardown()
+        return str(state["image"])
+
+    first = image_of_a_launch()
+    newest.look(every=0)
+    assert image_of_a_launch() == first, "there was no other"
+    built = f"{IMAGE} 2026-02-03T04-05-06.789Z"
+    seeded = event.cloud.aws.seed(images=[{"name": built, "created": "2026-02-03T04:05:06Z"}])
+    newest.look()
+    assert image_of_a_launch() == first, "it is too early to look again"
+
+    newest.look(every=0)
+
+    assert image_of_a_launch() == seeded["images"][built] != first
+    AWSWorker.close_event(config)
+    assert event.cloud.left() == []
