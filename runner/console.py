@@ -222,8 +222,11 @@ def show_rehearsal(rehearsed: dict[str, Any]) -> None:
         f"{rehearsed['trainings_at_once']} trainings at once at most; {rehearsed['ec2_calls']} EC2 calls.",
         f"It took {rehearsed['makespan_s']:.1f} s; no runner could have taken less than {rehearsed['ideal_s']:.1f} s.",
     ]
+    if rehearsed["faults"]:
+        struck = ", ".join(f"{kind} {times}" for kind, times in rehearsed["faults"].items())
+        lines.append(f"How often each fault struck: {struck}.")
     if rehearsed["cost_usd"] is not None:
-        lines.append(f"So long on AWS these instances would have cost USD {rehearsed['cost_usd']:.4f}.")
+        lines.append(f"On AWS, instances of that life would have cost at most USD {rehearsed['cost_usd']:.4f}.")
     console.print("\n".join(lines), markup=False)
 
 

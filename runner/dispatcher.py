@@ -251,6 +251,8 @@ class Dispatcher:
             return not self._lives
         if self._config.dispatcher.hunger_policy != "exit" or self._lives or self._arriving:
             return False
+        if not self._kit.done():  # the leaderboard wants it; whoever reads it rings, and has a time limit
+            return False
         return self._store.count_open() == 0
 
     def _guarded_step(self) -> float:
@@ -283,6 +285,9 @@ class Dispatcher:
             if not self._worker.needs_kit:
                 logger.warning("the leaderboard cannot rank: %s", error.message)
             self._kit.set_exception(error)
+        except StoreError as error:
+            logger.warning("what was read of the kit could not be kept: %s", error.message)
+            self._kit.set_exception(KitError(error.message))
         finally:
             if not self._kit.done():  # a defect of ours must not leave lives waiting for an answer
                 self._kit.set_exception(KitError("problem.py could not be read; please report this"))

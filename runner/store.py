@@ -366,7 +366,6 @@ def _register(connection: Connection, name: str, submissions_dir: str, now: date
     return int(row.id), uid
 
 
-
 def _as_json(handle: Mapping[str, Any] | None) -> Any:
     return None if handle is None else json.loads(json.dumps(dict(handle), allow_nan=False))
 

@@ -238,22 +238,37 @@ AnyFault = Annotated[
 _FAULT: TypeAdapter[AnyFault] = TypeAdapter(AnyFault)
 F = TypeVar("F", bound=Fault)
 
+# Of each kind one that is sure to strike, or a small event would see none. What takes machines away does so twice at
+# most, or a submission could by chance lose all its attempts, and the rehearsal would end worse than the event copes.
 _MIXTURES: dict[str, tuple[Fault, ...]] = {
-    "spot": (SpotInterruption(probability=0.3, seconds=1, notice_seconds=4),),
-    "capacity": (NoCapacity(probability=0.3), PriceTooLow(probability=0.1, market="spot")),
-    "ssh": (
-        SshRefused(probability=0.2, seconds=3),
-        SshHanging(probability=0.2, connections=1),
-        SshDropped(probability=0.3, stage=Stage.TRAINING, seconds=1),
+    "spot": (
+        SpotInterruption(times=1, seconds=0.5, notice_seconds=1),
+        SpotInterruption(times=1, skip=1, probability=0.3, seconds=1, notice_seconds=6),
     ),
-    "death": (SuddenDeath(probability=0.15, seconds=1), SuddenDeath(probability=0.05, stage=Stage.FETCH)),
-    "boot": (NeverBoots(probability=0.1), SuddenDeath(probability=0.1, stage=Stage.BOOT)),
-    "disk": (DiskFull(probability=0.1), ResultsCut(probability=0.1)),
-    "throttling": (CallRefused(probability=0.3, code="RequestLimitExceeded", status=503),),
+    "capacity": (
+        NoCapacity(times=1),
+        NoCapacity(probability=0.2),
+        PriceTooLow(probability=0.1, market="spot"),
+    ),
+    "ssh": (
+        SshRefused(times=1, seconds=3),
+        SshHanging(times=1, skip=1, connections=1),
+        SshDropped(times=1, stage=Stage.TRAINING, seconds=1),
+        SshDropped(probability=0.2, stage=Stage.TRAINING, seconds=1),
+    ),
+    "death": (SuddenDeath(times=1, seconds=1), SuddenDeath(times=1, skip=2, stage=Stage.FETCH)),
+    "boot": (NeverBoots(times=1), SuddenDeath(times=1, skip=2, stage=Stage.BOOT)),
+    "disk": (DiskFull(times=1), ResultsCut(times=1, skip=2)),
+    "throttling": (
+        CallRefused(times=1, action="RunInstances", code="RequestLimitExceeded", status=503),
+        CallRefused(times=1, action="CreateFleet", code="RequestLimitExceeded", status=503),
+        CallRefused(probability=0.2, code="RequestLimitExceeded", status=503),
+    ),
     "api": (
+        ConnectionReset(times=1, action="RunInstances", done=True),
+        ConnectionReset(times=1, action="CreateFleet", done=True),
         CallRefused(probability=0.1, code="InternalError", status=500),
         ConnectionReset(probability=0.1),
-        ConnectionReset(probability=0.1, action="RunInstances", done=True),
         SlowCall(probability=0.2),
     ),
 }

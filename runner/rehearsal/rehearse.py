@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from runner.rehearsal.client import Rehearsal
 from runner.rehearsal.faults import parse
 from runner.states import State
 from runner.transport.ssh import new_host_key
+from runner.workers.aws import AWSWorker
 
 logger = logging.getLogger(__name__)
 # From the launch on. A real instance takes longer, from which nothing more could be seen.
@@ -82,7 +84,7 @@ def rehearse(
             },
             **(settings or {}),
         }
-        with Rehearsal(folder / "aws", chosen) as aws, _environment(aws.environment):
+        with Rehearsal(folder / "aws", chosen) as aws, _environment(aws.environment), _patience():
             written = _write_config(event, folder, aws)
             aws.arm(*mixture)
             return _run(written, aws, boot=float(chosen["ssh_seconds"]))
@@ -117,6 +119,7 @@ def _run(config: Path, aws: Rehearsal, *, boot: float) -> dict[str, Any]:
         "ideal_s": round(ideal, 3),
         "cost_usd": round(spent, 6) if math.isfinite(spent) else None,
         "launched": _launched(instances),
+        "faults": _struck(state["faults"]),
         "stopped": stopped,
     }
 
@@ -139,6 +142,13 @@ def _trained_seconds(instance: Mapping[str, Any]) -> float:
     stages = instance["stages"]
     end = stages.get("fetch") or instance["ended"]
     return end - stages["training"] if "training" in stages and end else 0.0
+
+
+def _struck(faults: list[dict[str, Any]]) -> dict[str, int]:
+    struck = Counter[str]()
+    for fault in faults:
+        struck[fault["kind"]] += fault["struck"]
+    return dict(sorted(struck.items()))
 
 
 def _launched(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,6 +202,17 @@ def _write_config(event: EventConfig, folder: Path, aws: Rehearsal) -> Path:
 def _programs() -> str:
     """Return the folder of ramp-test; the image of a rehearsal is the environment that ramp-cloud runs in."""
     return str(Path(sys.executable).parent)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give a machine that never boots up after a minute in place of ten: emulated ones that boot do so in seconds."""
+    before = AWSWorker.patience
+    AWSWorker.patience = replace(before, boot=60.0)
+    try:
+        yield
+    finally:
+        AWSWorker.patience = before
 
 
 @contextmanager

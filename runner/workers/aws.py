@@ -115,7 +115,8 @@ class AWSWorker(BaseWorker):
         """Hear what happens on the instance, until the training ends; the log is written here as it comes."""
         give_up = time.monotonic() + timeout
         while self.status == "running" and not self._woken.is_set():
-            if time.monotonic() >= give_up:
+            # It may have ended in time while the machine was out of reach; then the rest of its log is still to come.
+            if time.monotonic() >= give_up and not self._is_submission_finished():
                 return
             try:
                 frame = next(self._listen())  # at the latest a sign of life, after a quarter of a minute
@@ -143,8 +144,6 @@ class AWSWorker(BaseWorker):
     def collect_results(self) -> tuple[int, str]:
         """Bring predictions to predictions_dir in one step and return (return code, traceback part of the log)."""
         super().collect_results()
-        if not self._outcome and self.status == "timeout":
-            self._is_submission_finished()  # it may have ended while the machine was out of reach
         if not self._outcome:
             if self.status == "timeout":  # the supervisor did not enforce it
                 return TIMEOUT_CODE, timeout_verdict(self.timeout)

@@ -34,7 +34,17 @@ note("end")
 
 def start(event: EventFolder) -> "subprocess.Popen[str]":
     """Start run-event as its users do."""
-    command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "run-event", "--config", str(event.config)]
+    command = [
+        sys.executable,
+        "-m",
+        "invoke",
+        "--write-pyc",
+        "--search-root",
+        str(ROOT),
+        "run-event",
+        "--config",
+        str(event.config),
+    ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

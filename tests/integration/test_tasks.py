@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def invoke(*words: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     """Run tasks as `./inv` does once .venv is made."""
-    command = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), *words]
+    command = [sys.executable, "-m", "invoke", "--write-pyc", "--search-root", str(ROOT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
 
 
