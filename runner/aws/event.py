@@ -178,7 +178,8 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         max_price=config["max_price"],
         clock=lambda: datetime.now(UTC),
     )
-    budget.settle(ec2.describe(owner=owner, event_id=event_id))
+    there = ec2.describe(owner=owner, event_id=event_id)
+    budget.settle(there)
     launcher = Launcher(
         ec2,
         spec,
@@ -209,6 +210,7 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         owner=owner,
         event_id=event_id,
         host_key=host_key.public,
+        there=there,
         uses=config["instances_reused"],
         patience=patience,
     )

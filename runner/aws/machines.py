@@ -6,7 +6,7 @@ One thread asks AWS about all of them in one call; another ends them, as many as
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -67,6 +67,7 @@ class Machines:
         wait_for_ssh: repeats a connect until it works; see runner.transport.ssh.
         owner, event_id: whose instances these are.
         host_key: the public host key of what the launcher launches.
+        there: what AWS knew of them just now; an attempt that is found again looks for its own among these.
         uses: submissions that one instance may serve, one after the other.
         patience: how long things may take.
     """
@@ -81,6 +82,7 @@ class Machines:
         owner: str,
         event_id: str,
         host_key: str,
+        there: Iterable[Instance] = (),
         uses: int = 1,
         patience: Patience | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class Machines:
         self._uses = uses
         self._patience = patience or Patience()
         self._news = threading.Condition()
-        self._seen: dict[str, Instance] = {}
+        self._seen = {instance.id: instance for instance in there}
         self._looked = float("-inf")  # by the monotonic clock; when the newest answer was asked for
         self._waiting = 0  # lives that wait for news
         self._held: dict[str, float] = {}  # instances of lives, and since when

@@ -1,5 +1,6 @@
 """A machine whose sshd is OpenSSH's own, where a test wants the real thing rather than an imitation."""
 
+import contextlib
 import asyncio
 import functools
 import shlex
@@ -69,10 +70,11 @@ class OpensshComputer(RealComputer):
         """See the contract."""
         if self._sshd:
             for process in psutil.Process(self._sshd.pid).children(recursive=True):
-                # What serves one connection; the one that listens says so in its title, and commands have their own.
-                title = " ".join(process.cmdline())
-                if title.startswith("sshd") and "[listener]" not in title and str(self.folder) not in title:
-                    process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # a command of the connection ended meanwhile
+                    # What serves one connection; who listens says so in its title, and commands have their own.
+                    title = " ".join(process.cmdline())
+                    if title.startswith("sshd") and "[listener]" not in title and str(self.folder) not in title:
+                        process.kill()
 
     async def off(self) -> None:
         """See the contract."""
