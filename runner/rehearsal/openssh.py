@@ -1,7 +1,7 @@
 """A machine whose sshd is OpenSSH's own, where a test wants the real thing rather than an imitation."""
 
-import contextlib
 import asyncio
+import contextlib
 import functools
 import shlex
 import shutil
