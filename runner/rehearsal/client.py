@@ -84,7 +84,9 @@ class Rehearsal:
         settings = root / "settings.json"
         settings.write_text(json.dumps(self._settings, default=str))
         errors = root / "server.log"
-        command = [self._python, "-P", "-m", "runner.rehearsal.server", "--root", str(root), "--settings", str(settings)]
+        # -P: the working folder may have a folder runner/ of its own.
+        command = [self._python, "-P", "-m", "runner.rehearsal.server", "--root", str(root)]
+        command += ["--settings", str(settings)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         path = os.pathsep.join(
             [str(_CODE), environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else [str(_CODE)]

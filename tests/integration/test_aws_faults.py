@@ -178,6 +178,8 @@ def test_a_fault_at_a_stage(case: Case, tell: Any) -> None:
 def check_what_is_left(story: Story) -> None:
     """See that nothing runs any more, that results are whole or absent, and that the ledger knows every instance."""
     cloud, event = story.cloud, story.event
+    left = {thread.name for thread in threading.enumerate()}
+    assert not any(name.startswith(("life-", "ec2-")) for name in left), left
     if story.case.ends_itself:
         wait_for(lambda: cloud.left() == [])
     assert cloud.left() == []
@@ -185,8 +187,6 @@ def check_what_is_left(story: Story) -> None:
     assert [each["processes"] for each in state["instances"]] == [[] for _ in state["instances"]]
     assert state["defects"] == []
     assert boto3.client("ec2").describe_launch_templates()["LaunchTemplates"] == []
-    left = {thread.name for thread in threading.enumerate()}
-    assert not any(name.startswith(("life-", "ec2-")) for name in left), left
 
     predictions = event.folder / "events/toy_event/predictions"
     whole = {"good"} | ({"victim"} if story.case.end is State.SCORED else set())
@@ -200,6 +200,8 @@ def check_what_is_left(story: Story) -> None:
     assert set(rows) == {each["id"] for each in state["instances"]}
     if not story.case.ends_itself:
         assert all(row["ended"] and row["usd"] for row in rows.values())
+        for instance in state["instances"]:  # nothing counts as ended that still runs
+            assert datetime.fromisoformat(rows[instance["id"]]["ended"]).timestamp() > instance["ended"] - 0.01
 
 
 def check_where_it_ran(story: Story) -> None:
