@@ -88,7 +88,10 @@ def test_a_mixture_is_named_in_words() -> None:
     faults = parse("spot, capacity,ssh")
     assert any(isinstance(fault, SpotInterruption) for fault in faults)
     assert any(isinstance(fault, NoCapacity) for fault in faults)
-    assert all(0 < fault.probability < 1 for fault in parse("spot,capacity,ssh,death,boot,disk,throttling,api"))
+    for word in ("spot", "capacity", "ssh", "death", "boot", "disk", "throttling", "api"):
+        mixture = parse(word)
+        assert any(fault.probability == 1 and fault.times == 1 for fault in mixture), f"{word}: one is sure to strike"
+        assert all(fault.times or fault.probability < 1 for fault in mixture), f"{word}: none strikes all"
     assert parse("") == []
     with pytest.raises(UsageError, match=r"spt.*capacity.*spot"):
         parse("spt,ssh")
