@@ -15,7 +15,7 @@ from runner.aws.ec2 import Ec2
 from runner.aws.images import Image as AmiImage
 from runner.aws.launcher import Launcher
 from runner.aws.ledger import Budget, Ledger
-from runner.aws.machines import Machine, Machines, Patience
+from runner.aws.machines import Connect, Machine, Machines, Patience
 from runner.aws.pools import Pools, candidates
 from runner.aws.prices import Prices
 from runner.aws.session import AwsSession
@@ -144,8 +144,7 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         AwsError: AWS does not answer, or does not allow it.
     """
     config, patience = filled(config), patience or Patience()
-    key_path = Path(config["key_path"])
-    check_key_file(key_path)
+    check_key_file(Path(config["key_path"]))
     ec2 = Ec2(open_session(config))
     types = [config["instance_type"]] if isinstance(config["instance_type"], str) else list(config["instance_type"])
     prices = Prices.load(config["region_name"], config["prices"])
@@ -157,17 +156,7 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
     zones = () if config["subnets"] else tuple(config["zones"])
     subnets = ec2.subnets(ids=tuple(config["subnets"]), zones=zones)
     minutes = boot_minutes(config["timeout"], config["instances_reused"], config["keep_failed_minutes"])
-    host_key = new_host_key()
-    spec = LaunchSpec(
-        image=image,
-        user_data=user_data(host_key.private, host_key.public, minutes),
-        boot_minutes=minutes,
-        host_key=host_key.public,
-        security_groups=(ec2.security_group(config["security_group"], subnets),),
-        key_name=config["key_name"],
-        instance_profile=config["instance_profile"],
-        launch_template=config["launch_template"],
-    )
+    spec = _spec(config, image, ec2.security_group(config["security_group"], subnets), minutes)
     event, owner = config["event_name"], config["owner"]
     event_id = str(config.get("event_uid") or event)  # used without a store, a worker has no other
     budget = Budget(
@@ -192,24 +181,14 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         max_price=config["max_price"],
         budget=budget,
     )
-    gate = threading.Semaphore(HANDSHAKES)
-    login = partial(
-        connect,
-        port=config["ssh_port"],
-        user=config["ami_user_name"],
-        key_path=key_path,
-        gate=gate,
-        banner_timeout=patience.handshake,
-        auth_timeout=patience.handshake,
-    )
     machines = Machines(
         ec2,
         launcher,
-        connect=lambda address, known_key: login(address, host_key=known_key),
+        connect=_login(config, patience),
         wait_for_ssh=wait_for_ssh,
         owner=owner,
         event_id=event_id,
-        host_key=host_key.public,
+        host_key=spec.host_key,
         there=there,
         uses=config["instances_reused"],
         patience=patience,
@@ -223,3 +202,32 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
         patience=patience,
         newest=Newest(find_image, image, launcher.launch_from),
     )
+
+
+def _spec(config: Mapping[str, Any], image: AmiImage, security_group: str, minutes: int) -> LaunchSpec:
+    """Return what is launched, with an SSH host key of its own."""
+    host_key = new_host_key()
+    return LaunchSpec(
+        image=image,
+        user_data=user_data(host_key.private, host_key.public, minutes),
+        boot_minutes=minutes,
+        host_key=host_key.public,
+        security_groups=(security_group,),
+        key_name=config["key_name"],
+        instance_profile=config["instance_profile"],
+        launch_template=config["launch_template"],
+    )
+
+
+def _login(config: Mapping[str, Any], patience: Patience) -> Connect:
+    """Return what connects to an instance that shows a host key; all lives share its gate."""
+    login = partial(
+        connect,
+        port=config["ssh_port"],
+        user=config["ami_user_name"],
+        key_path=Path(config["key_path"]),
+        gate=threading.Semaphore(HANDSHAKES),
+        banner_timeout=patience.handshake,
+        auth_timeout=patience.handshake,
+    )
+    return lambda address, host_key: login(address, host_key=host_key)
