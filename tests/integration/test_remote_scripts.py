@@ -1,5 +1,6 @@
 """Supervisor and watcher as on a machine image: one file each, run by whatever Python is there, told of by a stream."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -230,7 +231,8 @@ def test_a_machine_that_shuts_down_is_not_the_trainings_fault(image: Image, firs
         if first == "supervisor":
             supervising.terminate()
         for child in children:
-            child.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # the supervisor may have been quicker
+                child.terminate()
         psutil.wait_procs(children)
         if first == "training":
             time.sleep(0.1)  # systemd takes a moment from one process to the next

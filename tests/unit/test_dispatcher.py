@@ -545,13 +545,26 @@ def test_a_dispatcher_of_another_host_counts_as_alive_until_its_heart_stops(benc
     assert attempt
     bench.platform.start("there", "a", Way(ends=False))
     store.begin_training(other, attempt.run, {"key": "there"})
+    rounds = threading.Semaphore(0)
+
+    class Counts(FakeWorker):
+        """Tells of every round of the dispatcher, after it has listened to the others."""
+
+        @classmethod
+        def sweep(cls, config: dict[str, Any], live_runs: LiveRuns) -> list[str]:
+            del config, live_runs
+            rounds.release()
+            return []
+
     rhythm = Rhythm(tick=0.01, reconcile=0, heartbeat=0.01, dead_after=60, stop=PATIENCE)
-    with running(bench.dispatcher(rhythm=rhythm)) as run:
-        for name, seconds in (("b", 0), ("c", 25), ("d", 25), ("e", 25)):
+    with running(bench.dispatcher(Counts, rhythm=rhythm)) as run:
+        for seconds in (0, 25, 25, 25):
             assert ("a", "resume") not in bench.platform.calls
             bench.clock.forward(seconds)
-            bench.add(name)  # once it is scored, we have listened again
-            bench.heard.wait_for(name, State.SCORED)
+            while rounds.acquire(blocking=False):
+                pass
+            for _ in range(2):  # the first of them may have listened before the clock moved
+                assert rounds.acquire(timeout=PATIENCE)
         bench.platform.wait_until_running("a")
         bench.platform.end("a")
         bench.heard.wait_for("a", State.SCORED)
