@@ -4,67 +4,42 @@ The keys and their three sections (ramp, worker, dispatcher) are ramp-board's; t
 level. How a file becomes these models, and how its problems are told, is in runner/config_file.py.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from runner.config_image import ImageSection
+from runner.config_types import (
+    IN_REGION,
+    AwsName,
+    FilePath,
+    ImageId,
+    InstanceType,
+    InstanceTypes,
+    Money,
+    Name,
+    Owner,
+    Region,
+    RemoteFolder,
+    Seconds,
+    Section,
+    Subnet,
+    UserName,
+    Words,
+    Zone,
+)
 
 DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
 ENTRY_POINT_GROUP = "ramp_cloud.workers"
 
 
-def _resolve(value: object, info: ValidationInfo) -> object:
-    """Make a path absolute: ``~`` is the home folder, a relative path starts at the deployment folder."""
-    if not isinstance(value, str):
-        return value
-    if not value:
-        msg = "an empty path would mean the deployment folder; write . for it"
-        raise ValueError(msg)
-    base: Path = (info.context or {}).get("deployment_dir", Path())
-    try:
-        return Path(os.path.normpath(base / Path(value).expanduser()))
-    except RuntimeError as error:
-        msg = "the home folder after ~ is not known; write the path out"
-        raise ValueError(msg) from error
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a key takes, in words, where its type alone does not say it; stands in the key's ``Annotated``."""
-
-    text: str
-
-
-def _shaped(pattern: str) -> AfterValidator:
-    """Return a check that a text fits a pattern. Not pydantic's own, with which editors would refuse ``${NAME}``."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            code, message = "shape", "has another shape"
-            raise PydanticCustomError(code, message)
-        return value
-
-    return AfterValidator(check)
-
-
-FilePath = Annotated[Path, BeforeValidator(_resolve)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-Seconds = Annotated[float, Field(gt=0, le=31 * 86400, allow_inf_nan=False)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class RampSection(_Section):
+class RampSection(Section):
     """The ``ramp`` section: what the event is and where its files are."""
 
     problem_name: Name = Field(description="The kit's name; names the default kit and data folders.")
@@ -91,7 +66,7 @@ class RampSection(_Section):
     )
 
 
-class WorkerSection(_Section):
+class WorkerSection(Section):
     """Keys of the ``worker`` section that every worker has."""
 
     worker_type: str = Field(
@@ -145,29 +120,6 @@ class CondaSection(_ProcessSection):
     )
 
 
-def _region_not_zone(value: str) -> str:
-    if re.fullmatch(rf"{_REGION}[a-z]", value):
-        msg = f"that is an availability zone; its region is {value[:-1]}"
-        raise ValueError(msg)
-    return value
-
-
-_REGION = r"[a-z]{2,5}(-[a-z]+)+-[0-9]{1,2}"
-Region = Annotated[str, AfterValidator(_region_not_zone), _shaped(_REGION), Words("a region such as eu-west-1")]
-InstanceType = Annotated[str, _shaped(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")]
-InstanceTypes = Annotated[list[InstanceType], Field(min_length=1)]
-Subnet = Annotated[str, _shaped(r"subnet-[0-9a-f]{8,17}")]
-_IN_REGION = r"(-[a-z]+-[0-9]{1,2})?[a-z]"  # what a zone's name has after its region's; local zones have more
-Zone = Annotated[str, _shaped(_REGION + _IN_REGION)]
-AwsName = Annotated[str, Field(min_length=1, max_length=255)]
-Owner = Annotated[str, _shaped(r"[A-Za-z0-9_.:/=+@-][A-Za-z0-9 _.:/=+@-]{0,99}"), Words("text fit for an AWS tag")]
-ImageId = Annotated[str, _shaped(r"ami-[0-9a-f]{8,17}"), Words("an image's id, ami-…")]
-RemoteFolder = Annotated[
-    str, _shaped(r"(/|~/)[^\x00-\x1f\x7f]+"), Words("an absolute path, or one that starts with ~/")
-]
-Money = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 class AwsSection(_ProcessSection):
     """Keys of ``worker_type: aws``: EC2 instances. Those that the predecessor had mean what they meant there."""
 
@@ -188,8 +140,9 @@ class AwsSection(_ProcessSection):
     ami_image_id: ImageId | None = Field(
         None, description="One image by id, in place of the newest by name. Default: none, see `ami_image_name`."
     )
-    ami_user_name: Annotated[str, _shaped(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"), Words("a user name")] = Field(
-        "ubuntu", description="Login user of the image."
+    ami_user_name: UserName = Field("ubuntu", description="Login user of the image.")
+    require_accepted: bool = Field(
+        default=False, description="Take only images that passed `./inv test-image`, which `./inv build-image` runs."
     )
     instance_type: Annotated[
         InstanceType | InstanceTypes, Words("an instance type such as t3.medium, or a list of them")
@@ -261,7 +214,7 @@ class AwsSection(_ProcessSection):
         region, zones = keys.get("region_name"), keys.get("zones")
         if isinstance(region, str) and isinstance(zones, list):
             for zone in zones:
-                if isinstance(zone, str) and not re.fullmatch(re.escape(region) + _IN_REGION, zone):
+                if isinstance(zone, str) and not re.fullmatch(re.escape(region) + IN_REGION, zone):
                     yield "zones", f"lie in another region than region_name, {region}; name zones of that region"
                     break
 
@@ -286,7 +239,7 @@ class OwnSection(WorkerSection):
     worker_type: str = Field(description="Your own worker: `package.module:Class`, or the name of an entry point.")
 
 
-class DispatcherSection(_Section):
+class DispatcherSection(Section):
     """The ``dispatcher`` section: how many submissions at once, and what to do when none is left."""
 
     hunger_policy: Literal["sleep", "exit"] | None = Field(
@@ -357,7 +310,7 @@ def _check_sqlite(url: URL) -> None:
         raise ValueError(msg) from error
 
 
-class StoreSection(_Section):
+class StoreSection(Section):
     """Keys beside the three sections: where the event's truth is kept."""
 
     database: Annotated[str, AfterValidator(_known_driver)] = Field(
@@ -402,6 +355,8 @@ class EventConfig(BaseModel):
     worker: AnyWorkerSection
     dispatcher: DispatcherSection
     store: StoreSection
+    image: ImageSection | None = None
+    """How the event's image is built, None where config.yml does not say."""
     warnings: tuple[str, ...] = ()
     """What should be mended and does not keep the event from running, each with file, line and key."""
 

@@ -23,14 +23,16 @@ from runner.config import (
     OwnSection,
     RampSection,
     StoreSection,
-    Words,
     WorkerSection,
     worker_section,
 )
+from runner.config_image import ImageSection, with_defaults
+from runner.config_types import Words
 from runner.errors import ConfigError
 from runner.yaml_lines import KeyPath, YamlDocument, read_scalar, read_yaml
 
 SECTIONS = ("ramp", "worker", "dispatcher")
+ALONE = "image"  # a section whose keys never stand at the top level: `name` there would say nothing
 Model = TypeVar("Model", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _SECRETS = {"database", "secret_access_key", "access_key_id"}  # never repeated in a message
@@ -52,7 +54,9 @@ class _Reading:
 
     document: YamlDocument
     problems: list[Problem] = field(default_factory=list)
-    values: dict[str, dict[str, Any]] = field(default_factory=lambda: {name: {} for name in (*SECTIONS, "store")})
+    values: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {name: {} for name in (*SECTIONS, "store", ALONE)}
+    )
     origins: dict[tuple[str, str], KeyPath] = field(default_factory=dict)
     variables: set[tuple[str, str]] = field(default_factory=set)
 
@@ -87,6 +91,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     store = _check(reading, "store", StoreSection, deployment)
     for key, text in (model or WorkerSection).conflicts(reading.values["worker"]):
         reading.add_problem(_place_of(reading, "worker", key), text)
+    image = _image(reading, model, deployment)
     if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
     return EventConfig.model_construct(
@@ -96,6 +101,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
         worker=_with_default_stack(cast(AnyWorkerSection, worker), ramp, deployment),
         dispatcher=dispatcher,
         store=store,
+        image=image and _with_default_image(image, worker, ramp, deployment),
         warnings=tuple(_warnings(reading)),
     )
 
@@ -173,6 +179,7 @@ def _models(model: type[WorkerSection] | None) -> dict[str, type[BaseModel]]:
         "worker": model or WorkerSection,
         "dispatcher": DispatcherSection,
         "store": StoreSection,
+        ALONE: ImageSection,
     }
 
 
@@ -188,7 +195,7 @@ def _homes(model: type[WorkerSection] | None) -> dict[str, str]:
 def _sort_into_sections(reading: _Reading, model: type[WorkerSection] | None) -> None:
     homes = _homes(model)
     for key, value in reading.document.data.items():
-        if key in SECTIONS:
+        if key in (*SECTIONS, ALONE):
             if isinstance(value, Mapping):
                 for inner, inner_value in value.items():
                     _place(reading, (key, inner), inner_value, homes, model)
@@ -204,7 +211,9 @@ def _place(
     key = str(key_path[-1])
     written_in = str(key_path[0]) if len(key_path) == 2 else None
     home = homes.get(key)
-    if home is None and model is OwnSection:
+    if written_in == ALONE:
+        home = ALONE if key in ImageSection.model_fields else None
+    elif home is None and model is OwnSection:
         # The keys of somebody's own worker are not known here; one that is nearly ours is a slip of the pen.
         slip = written_in is None and _nearest(key, homes, cutoff=0.8)
         home = "worker" if written_in == "worker" or (written_in is None and not slip) else None
@@ -225,13 +234,21 @@ def _place(
 
 def _refuse_key(reading: _Reading, key_path: KeyPath, homes: dict[str, str]) -> None:
     key = str(key_path[-1])
+    if key_path[0] == ALONE:
+        known = list(ImageSection.model_fields)
+        hint = _nearest(key, known) or f"; allowed: {', '.join(known)}"
+        reading.add_problem(key_path, f"is not a known key{hint}")
+        return
+    if key in ImageSection.model_fields:
+        reading.add_problem(key_path, f"is a key of the section {ALONE}; move it there")
+        return
     owners = [name for name, section in WORKER_SECTIONS.items() if key in section.model_fields]
     if owners:
         reading.add_problem(key_path, f"is a key of worker_type {' and '.join(owners)} only; remove it")
         return
     known = [name for name, home in homes.items() if len(key_path) == 1 or home == key_path[0]]
     if len(key_path) == 1:
-        known += SECTIONS
+        known += (*SECTIONS, ALONE)
     hint = _nearest(key, known) or _nearest(key, homes) or f"; allowed: {', '.join(sorted(known))}"
     reading.add_problem(key_path, f"is not a known key{hint}")
 
@@ -318,6 +335,26 @@ def _shown(value: object) -> str:
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"
     return f"{value!r:.80}" if isinstance(value, str | int | float) else str(value)
+
+
+def _image(reading: _Reading, model: type[WorkerSection] | None, deployment: Path) -> ImageSection | None:
+    """Check the section that tells how the event's image is built; only events on EC2 have one."""
+    if ALONE not in reading.document.data:
+        return None
+    if model is not AwsSection:
+        if model is not None:
+            reading.add_problem((ALONE,), "is for worker_type aws, the only one that runs on images; remove it")
+        return None
+    for key, text in ImageSection.conflicts(reading.values[ALONE], reading.values["worker"]):
+        reading.add_problem(_place_of(reading, ALONE, key), text)
+    return _check(reading, ALONE, ImageSection, deployment)
+
+
+def _with_default_image(
+    image: ImageSection, worker: WorkerSection, ramp: RampSection, deployment: Path
+) -> ImageSection:
+    kit_dir = _with_default_folders(ramp, deployment).kit_dir
+    return with_defaults(image, worker=worker.model_dump(), kit_dir=str(kit_dir))
 
 
 def _with_default_folders(ramp: RampSection, deployment: Path) -> RampSection:

@@ -11,6 +11,8 @@ RampCloudError
 ├── AwsError               AWS refused a call, or could not be reached
 │   ├── Throttled          too many calls; the same call is good after a pause
 │   └── NoCapacity         AWS has no machine of that type in that zone now
+├── ImageError             an image of the event cannot be built, tested or pruned
+│   └── BuildFailed        a build ended without an image that can be used
 ├── TransportError         the connection to a machine could not be made, or broke
 │   └── WrongHostKey       another machine answers than the one that was launched
 └── WorkerError            one attempt failed for a reason of ours; it is repeated
@@ -85,6 +87,14 @@ class Throttled(AwsError):
 
 class NoCapacity(AwsError):
     """AWS has no machine of a type in a zone now, or none at the price that was offered."""
+
+
+class ImageError(RampCloudError):
+    """An image of the event cannot be built, tested or pruned as things are."""
+
+
+class BuildFailed(ImageError):
+    """A build ended without an image that can be used. Fields ``phase``, ``document`` and ``step`` say where."""
 
 
 class TransportError(RampCloudError):

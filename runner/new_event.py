@@ -21,13 +21,13 @@ from pydantic.fields import FieldInfo
 
 from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
 from runner.config_file import allowed_values
+from runner.config_types import GIT_ADDRESS
 from runner.errors import KitError, UsageError
 from runner.inbox import put
 from runner.reference import default_value, meaning, one_line, said_default
 
 CLONE_LIMIT = 600.0  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_REMOTE = re.compile(r"(https?|ssh|git|file)://[^-].*|[A-Za-z0-9_.-]+@[A-Za-z0-9_.][A-Za-z0-9_.-]*:.+")
 _SCHEMA = Path(__file__).parents[1] / "docs" / "config.schema.json"
 _SANDBOX = str(RampSection.model_fields["sandbox_dir"].default)
 _LAST_LINES = 8
@@ -106,7 +106,7 @@ def _local_kit(kit: str) -> Path | None:
         path = Path(kit)
         if path.is_dir():
             return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-        if _REMOTE.fullmatch(kit) and "::" not in kit.partition("/")[0]:
+        if re.fullmatch(GIT_ADDRESS, kit) and "::" not in kit.partition("/")[0]:
             return None
     msg = (
         f"{_without_secrets(kit)!r} is no folder and no git address; "

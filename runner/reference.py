@@ -15,12 +15,14 @@ from pydantic.fields import FieldInfo
 
 from runner.config import (
     WORKER_SECTIONS,
+    AwsSection,
     DispatcherSection,
     RampSection,
     StoreSection,
     WorkerSection,
 )
 from runner.config_file import allowed_values
+from runner.config_image import ImageSection
 
 Fields = dict[str, FieldInfo]
 Schema = dict[str, Any]
@@ -70,12 +72,13 @@ def render_key_table() -> str:
 
 def render_schema() -> str:
     """Return docs/config.schema.json: a JSON Schema (draft 7) of both ways to write a config.yml."""
-    models: list[type[BaseModel]] = [RampSection, WorkerSection, DispatcherSection, StoreSection]
+    models: list[type[BaseModel]] = [RampSection, WorkerSection, DispatcherSection, StoreSection, ImageSection]
     models += WORKER_SECTIONS.values()
     sections = {
         "ramp": _section(RampSection, closed=True),
         "worker": {"type": ["object", "null"], "description": "What runs the submissions."},
         "dispatcher": _section(DispatcherSection, closed=True),
+        "image": _section(ImageSection, closed=True),
     }
     required = [_somewhere("ramp", key) for key, field in _fields(RampSection).items() if field.is_required()]
     schema: Schema = {
@@ -146,6 +149,11 @@ def _groups() -> Iterator[tuple[str, str, Fields]]:
     for worker_type, section in WORKER_SECTIONS.items():
         own = {key: field for key, field in _fields(section).items() if key not in common}
         yield f"worker_type: {worker_type}", _fields(section)["worker_type"].description or "", own
+    yield (
+        "image",
+        "How the image of an event on EC2 is built. These keys stand under `image:` only.",
+        _fields(ImageSection),
+    )
     yield "dispatcher", "How many submissions at once, and what to do when none is left.", _fields(DispatcherSection)
     yield "others", "Keys outside of the three sections.", _fields(StoreSection)
 
@@ -217,9 +225,12 @@ def _rule_for(worker_type: str) -> Schema:
     for group in model.one_of:
         needed.append({"anyOf": [arm for key in group for arm in _somewhere("worker", key)["anyOf"]]})
     known = _flat(RampSection, model, DispatcherSection, StoreSection)
+    alone = ["image"] if model is AwsSection else []
     rule: Schema = {
         "properties": {**_flat(model), "worker": _section(model, closed=True)},
-        "propertyNames": {"enum": ["ramp", "worker", "dispatcher", *known]},
+        "propertyNames": {
+            "enum": ["ramp", "worker", "dispatcher", *alone, *known]
+        },
         "allOf": needed,
     }
     # The section must be there and name it: a file without one passes `properties` alone.

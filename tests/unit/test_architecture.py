@@ -44,8 +44,17 @@ BOTTOM: dict[str, set[str]] = {
     "runner.records": {"runner.states"},
     "runner.retry": {"runner.states"},
     "runner.yaml_lines": {"runner.errors"},
-    "runner.config": {"runner.config_file"},  # inside load_config, the one way in
-    "runner.config_file": {"runner.config", "runner.errors", "runner.yaml_lines"},
+    "runner.config_types": set(),
+    "runner.config_image": {"runner.config_types"},
+    # config_file only inside load_config, the one way in
+    "runner.config": {"runner.config_file", "runner.config_image", "runner.config_types"},
+    "runner.config_file": {
+        "runner.config",
+        "runner.config_image",
+        "runner.config_types",
+        "runner.errors",
+        "runner.yaml_lines",
+    },
     "runner.layout": {"runner.config", "runner.errors"},
     "runner.archive": {"runner.errors"},
     "runner.transfer": {"runner.archive", "runner.errors"},

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
+from runner.config_image import ImageSection
 from runner.reference import render_key_table, render_reference, render_schema
 
-MODELS = [RampSection, WorkerSection, DispatcherSection, StoreSection, *WORKER_SECTIONS.values()]
+MODELS = [RampSection, WorkerSection, DispatcherSection, StoreSection, ImageSection, *WORKER_SECTIONS.values()]
 
 
 # -- config.md -------------------------------------------------------------------------------------------------------
@@ -34,6 +35,7 @@ def test_every_key_has_its_row() -> None:
             f"worker_type: {name}": [key for key in section.model_fields if key not in common]
             for name, section in WORKER_SECTIONS.items()
         },
+        "image": list(ImageSection.model_fields),
         "dispatcher": list(DispatcherSection.model_fields),
         "others": list(StoreSection.model_fields),
     }
@@ -106,7 +108,8 @@ def test_each_worker_has_its_keys_and_no_others(schema: dict[str, Any], worker_t
     assert list(section["properties"]) == list(model.model_fields)
     assert section["additionalProperties"] is False
     flat = [*RampSection.model_fields, *model.model_fields, *DispatcherSection.model_fields, *StoreSection.model_fields]
-    assert sorted(then["propertyNames"]["enum"]) == sorted(["ramp", "worker", "dispatcher", *flat])
+    sections = ["ramp", "worker", "dispatcher", *(["image"] if worker_type == "aws" else [])]
+    assert sorted(then["propertyNames"]["enum"]) == sorted([*sections, *flat])
     needed = [[flat["required"][0] for flat in rule["anyOf"][::2]] for rule in then["allOf"]]
     required = [[key] for key, field in model.model_fields.items() if field.is_required()]
     assert needed == [*required, *(list(group) for group in model.one_of)]
