@@ -6,6 +6,8 @@
 <logs_dir>/<submission>/log              what the training printed
 <deployment>/events/<event>/leaderboard.csv
 <deployment>/events/<event>/instances.csv     every machine that was launched, and what it cost
+<deployment>/events/<event>/images/<ami>.json  what an image was found to hold, and whether it can run the event
+<deployment>/events/<event>/emulated/         the same event on an emulated AWS (--emulated)
 <deployment>/events/<event>/environment.log   what conda printed when it built the event's environment
 <deployment>/events/<event>/runs/<run>/  one attempt's private copy of the submission, while it runs
 """
@@ -65,6 +67,16 @@ class EventPaths:
 def instances_file(deployment_dir: str | Path, event_name: str) -> Path:
     """Return the record of every machine that was launched for an event, and what it cost."""
     return Path(deployment_dir, "events", event_name, "instances.csv")
+
+
+def images_folder(deployment_dir: str | Path, event_name: str) -> Path:
+    """Return the folder of what was found out about the event's images."""
+    return Path(deployment_dir, "events", event_name, "images")
+
+
+def emulated_folder(deployment_dir: str | Path, event_name: str) -> Path:
+    """Return the folder of the event as it runs on an emulated AWS."""
+    return Path(deployment_dir, "events", event_name, "emulated")
 
 
 def runs_folder(deployment_dir: str | Path, event_name: str) -> Path:

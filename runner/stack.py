@@ -33,6 +33,8 @@ class StackOutputs:
         instance_profile: name of the instances' profile.
         launch_template: id of the launch template.
         image_pipeline: ARN of the pipeline that builds the event's images.
+        image_profile: name of the profile of the instances that build them.
+        bucket: name of the bucket for what a build needs: kits of this machine, long documents.
         owner: what all resources of the stack are tagged with.
         ignored: names that the file has and this version does not know.
     """
@@ -45,6 +47,8 @@ class StackOutputs:
     instance_profile: str | None = None
     launch_template: str | None = None
     image_pipeline: str | None = None
+    image_profile: str | None = None
+    bucket: str | None = None
     owner: str | None = None
     ignored: tuple[str, ...] = field(default=(), compare=False)
 

@@ -22,6 +22,8 @@ FULL = StackOutputs(
     instance_profile="ramp-iris-worker",
     launch_template="lt-0123abcd",
     image_pipeline="arn:aws:imagebuilder:eu-west-1:123456789012:image-pipeline/iris",
+    image_profile="ramp-iris-image",
+    bucket="ramp-iris-files",
     owner="team data",
 )
 TEXTS = [
@@ -32,6 +34,8 @@ TEXTS = [
     "instance_profile",
     "launch_template",
     "image_pipeline",
+    "image_profile",
+    "bucket",
     "owner",
 ]
 EMPTY: dict[str, Any] = {
