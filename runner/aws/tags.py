@@ -1,6 +1,7 @@
 """The tags of an instance: who it belongs to, what it is for, until when. All are given in the launch call itself.
 
-Whoever finds an instance later (a new dispatcher, ``./inv sweep``) knows it by these and by nothing else.
+Whoever finds an instance later (a new dispatcher, ``./inv sweep``) knows it by these and by nothing else. Images have
+tags as well: which event's they are, what they hold, and whether they passed their acceptance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,13 @@ SUBMISSIONS = "ramp-cloud:submissions"
 ATTEMPTS = "ramp-cloud:attempts"
 HOST_KEY = "ramp-cloud:host-key"
 KEEP = "ramp-cloud:keep-until"  # given later, to an instance that is left on to be looked at
+
+IMAGE = "ramp-cloud:image"  # base name of an image, and of all in Image Builder that makes it
+CONTENT = "ramp-cloud:content"  # content version: equal where images hold the same
+ACCEPTED = "ramp-cloud:accepted"  # given later: when the image passed its acceptance (ISO 8601), or REJECTED
+VERSIONS = "ramp-cloud:versions"  # given later: of Python and packages, for the eye
+OF_IMAGE = "ramp-cloud:of-image"  # given to an image's snapshots before the image goes: a crash leaves none unknown
+REJECTED = "no"  # value of ACCEPTED
 
 MAX_VALUE = 256  # characters of a tag's value
 RUNS_PER_TAG = 7  # of 32 characters each, with a space between
