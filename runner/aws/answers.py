@@ -159,6 +159,8 @@ def image_of(raw: Mapping[str, Any]) -> Image:
         root_device=root,
         architecture=raw.get("Architecture", ""),
         root_gib=disks.get(root, {}).get("VolumeSize"),
+        tags=_tags_of(raw),
+        snapshots=tuple(disk["SnapshotId"] for disk in disks.values() if disk.get("SnapshotId")),
     )
 
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -132,12 +132,24 @@ def open_session(config: Mapping[str, Any]) -> AwsSession:
     return AwsSession(**{key: config[key] for key in keys})
 
 
-def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -> Ec2Event:
+def open_event(
+    config: Mapping[str, Any],
+    *,
+    patience: Patience | None = None,
+    session: AwsSession | None = None,
+    minutes: int | None = None,
+    volume_gb: int | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Ec2Event:
     """Check key, image, subnets, group and prices, and return what launches. Launches nothing itself.
 
     Args:
         config: what workers get.
         patience: how long things may take.
+        session: the way to the account, where there is one already.
+        minutes: from its boot until an instance ends itself; None: as ``boot_minutes`` has it for submissions.
+        volume_gb: size of the root volume in GiB; None: the image's own.
+        tags: of instances and their volumes, besides those of runner/aws/tags.py.
 
     Raises:
         ConfigError: something is missing or cannot be used.
@@ -145,18 +157,28 @@ def open_event(config: Mapping[str, Any], *, patience: Patience | None = None) -
     """
     config, patience = filled(config), patience or Patience()
     check_key_file(Path(config["key_path"]))
-    ec2 = Ec2(open_session(config))
+    ec2 = Ec2(session or open_session(config))
     types = [config["instance_type"]] if isinstance(config["instance_type"], str) else list(config["instance_type"])
     prices = Prices.load(config["region_name"], config["prices"])
     if config["max_event_cost"] is not None:
         prices.require(types)
-    find_image = partial(ec2.image, name=config["ami_image_name"], image_id=config["ami_image_id"], types=types)
+    find_image = partial(
+        ec2.image,
+        name=config["ami_image_name"],
+        image_id=config["ami_image_id"],
+        types=types,
+        accepted_only=config["require_accepted"],
+    )
     image = find_image()
     # Subnets, once they are known, already lie in the zones that were asked for.
     zones = () if config["subnets"] else tuple(config["zones"])
     subnets = ec2.subnets(ids=tuple(config["subnets"]), zones=zones)
-    minutes = boot_minutes(config["timeout"], config["instances_reused"], config["keep_failed_minutes"])
-    spec = _spec(config, image, ec2.security_group(config["security_group"], subnets), minutes)
+    minutes = minutes or boot_minutes(config["timeout"], config["instances_reused"], config["keep_failed_minutes"])
+    spec = replace(
+        _spec(config, image, ec2.security_group(config["security_group"], subnets), minutes),
+        volume_gb=volume_gb,
+        tags=tags or {},
+    )
     event, owner = config["event_name"], config["owner"]
     event_id = str(config.get("event_uid") or event)  # used without a store, a worker has no other
     budget = Budget(

@@ -97,7 +97,11 @@ class AwsFacts:
     @cached_property
     def image(self) -> Image:
         """The image that instances start from."""
-        return self.ec2.image(name=self.config["ami_image_name"], image_id=self.config["ami_image_id"])
+        return self.ec2.image(
+            name=self.config["ami_image_name"],
+            image_id=self.config["ami_image_id"],
+            accepted_only=self.config["require_accepted"],
+        )
 
     @cached_property
     def subnets(self) -> list[Subnet]:

@@ -9,7 +9,8 @@ from runner.aws.answers import InstanceType, image_of, instance_type_of
 from runner.aws.images import Image
 from runner.aws.pools import Subnet
 from runner.aws.session import AwsSession
-from runner.errors import ConfigError
+from runner.aws.tags import IMAGE, OF_IMAGE
+from runner.errors import AwsError, ConfigError
 
 AT_ONCE = 100  # values per filter, and instances per call
 
@@ -26,13 +27,21 @@ class Lookup:
     def __init__(self, session: AwsSession) -> None:
         self._session = session
 
-    def image(self, *, name: str | None = None, image_id: str | None = None, types: Sequence[str] = ()) -> Image:
+    def image(
+        self,
+        *,
+        name: str | None = None,
+        image_id: str | None = None,
+        types: Sequence[str] = (),
+        accepted_only: bool = False,
+    ) -> Image:
         """Return the image to launch: the one given by id, or the newest of ours with that name.
 
         Args:
             name: ``ami_image_name``.
             image_id: ``ami_image_id``; counts before ``name``.
             types: instance types that must be able to run it; none: not checked.
+            accepted_only: ``require_accepted``.
 
         Raises:
             ConfigError: there is none, or it does not fit the types.
@@ -47,12 +56,67 @@ class Lookup:
                 )
                 raise ConfigError(msg + "; correct ami_image_id or region_name")
             image = found[0]
-            images.check_given(image)
+            images.check_given(image, accepted_only=accepted_only)
         else:
-            image = self._image_named(name or "")
+            image = self._image_named(name or "", accepted_only=accepted_only)
         if types:
             images.check_architecture(image, {kind.name: kind.architectures for kind in self.instance_types(types)})
         return image
+
+    def images(self, name: str) -> list[Image]:
+        """Return the images of our account that bear the base name or its tag, in whatever state, newest first."""
+        account = self.account()
+        named = values("name", _literally(name), f"{_literally(name)} *")
+        tagged = values(f"tag:{IMAGE}", _literally(name))
+        raws = [
+            raw
+            for filters in (named, tagged)
+            for raw in self._pages("describe_images", "Images", Owners=["self"], Filters=filters)
+        ]
+        found = {image.id: image for image in map(image_of, raws)}
+        ours = [
+            image
+            for image in found.values()
+            if image.owner == account and (images.is_named(image.name, name) or image.tags.get(IMAGE) == name)
+        ]
+        return sorted(ours, key=lambda image: (image.created, image.id), reverse=True)
+
+    def left_snapshots(self, name: str) -> dict[str, str]:
+        """Return the snapshots whose image of that base name is gone, each with the image's id.
+
+        Only those that were tagged with ``OF_IMAGE`` before it went are known.
+        """
+        of_image: dict[str, str] = {}
+        tagged = [*values(f"tag:{IMAGE}", _literally(name)), *values("tag-key", OF_IMAGE)]
+        for raw in self._pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=tagged):
+            tags = {tag["Key"]: tag["Value"] for tag in raw["Tags"]}
+            if tags.get(IMAGE) == name:
+                of_image[raw["SnapshotId"]] = tags[OF_IMAGE]
+        there = {
+            raw["ImageId"]
+            for group in groups(sorted(set(of_image.values())))
+            for raw in self._pages("describe_images", "Images", Owners=["self"], Filters=values("image-id", *group))
+        }
+        return {snapshot: image for snapshot, image in of_image.items() if image not in there}
+
+    def template_images(self, template_id: str) -> Iterator[tuple[int, str]]:
+        """Yield number and image of each version of a launch template that names one; none when it is gone.
+
+        An image is named by its id, or as ``resolve:ssm:`` and the parameter that holds it.
+        """
+        try:
+            for raw in self._pages(
+                "describe_launch_template_versions", "LaunchTemplateVersions", LaunchTemplateId=template_id
+            ):
+                if named := raw["LaunchTemplateData"].get("ImageId"):
+                    yield int(raw["VersionNumber"]), str(named)
+        except AwsError as error:
+            if "NotFound" not in str(error.fields.get("code")):
+                raise
+
+    def account(self) -> str:
+        """Return the id of our account."""
+        return str(self._session.call("sts", "get_caller_identity")["Account"])
 
     def instance_types(self, names: Sequence[str]) -> list[InstanceType]:
         """Return what instance types have.
@@ -128,16 +192,18 @@ class Lookup:
                 return
             token = {"NextToken": answer["NextToken"]}
 
-    def _image_named(self, name: str) -> Image:
-        account = str(self._session.call("sts", "get_caller_identity")["Account"])
+    def _image_named(self, name: str, *, accepted_only: bool) -> Image:
+        account = self.account()
         named = values("name", _literally(name), f"{_literally(name)} *")
         mine = [image_of(raw) for raw in self._pages("describe_images", "Images", Owners=["self"], Filters=named)]
-        image = images.newest(mine, name, account=account)
+        image = images.newest(mine, name, account=account, accepted_only=accepted_only)
         if image is None:
             alike = values("name", f"{_literally(name)}*")
             near = [image_of(raw) for raw in self._pages("describe_images", "Images", Owners=["self"])]
             near += [image_of(raw) for raw in self._pages("describe_images", "Images", Filters=alike)]
-            raise images.no_image(near, name, account=account, region=self._session.region())
+            raise images.no_image(
+                near, name, account=account, region=self._session.region(), accepted_only=accepted_only
+            )
         return image
 
 

@@ -9,6 +9,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+from runner.aws.advice import DEEDS, KEYS
 from runner.errors import AwsError, ConfigError, LaunchStopped, NoCapacity, RampCloudError, Throttled
 
 _CONNECT_TIMEOUT = 10  # seconds
@@ -18,6 +19,7 @@ _CONNECTIONS = 25
 
 _THROTTLED = {
     "BandwidthLimitExceeded",
+    "CallRateLimitExceededException",
     "EC2ThrottledException",
     "PriorRequestNotComplete",
     "RequestLimitExceeded",
@@ -39,7 +41,16 @@ _NO_CAPACITY = {
     "Unsupported",  # this type is not to be had in that zone
 }
 QUOTA_CODES = frozenset({"VcpuLimitExceeded", "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded"})
-_UNANSWERED = {"InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable", "Unavailable"}
+_UNANSWERED = {
+    "InternalError",
+    "InternalFailure",
+    "InternalServerError",
+    "InternalServiceError",
+    "ServiceException",
+    "ServiceUnavailable",
+    "ServiceUnavailableException",
+    "Unavailable",
+}
 _LOGIN = {
     "AuthFailure",
     "ExpiredToken",
@@ -54,24 +65,10 @@ _LOGIN = {
     "SignatureDoesNotMatch",
     "UnrecognizedClientException",
 }
+# What Image Builder calls forbidden, and S3 where an answer has no body.
 _RIGHTS = {"UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "UnauthorizedException"}
+_RIGHTS |= {"ForbiddenException", "403"}
 _SERVICE_ROLE = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
-# Where a code of wrong configuration begins so, this key of config.yml is the one to look at.
-_KEYS = {
-    "InvalidAMIID": "ami_image_name or ami_image_id",
-    "InvalidBlockDevice": "ami_image_name or ami_image_id",
-    "InvalidGroup": "security_group",
-    "InvalidSecurityGroup": "security_group",
-    "InvalidIamInstanceProfile": "instance_profile",
-    "InvalidInstanceType": "instance_type",
-    "InvalidKeyPair": "key_name",
-    "InvalidLaunchTemplate": "launch_template",
-    "InvalidPrice": "max_price",
-    "InvalidSubnet": "subnets",
-    "InvalidZone": "zones",
-    "DefaultSubnetDoesNotExist": "subnets",
-    "VPCIdNotSpecified": "subnets (the account has no default VPC)",
-}
 _LAUNCHES = {"runinstances", "createfleet", "createlaunchtemplate"}
 
 _NO_LOGIN = (
@@ -128,6 +125,7 @@ class AwsSession:
         self._lock = threading.Lock()  # boto3's clients are thread-safe; making them is not
         self._session: boto3.Session | None = None
         self._clients: dict[tuple[str, bool], Any] = {}
+        self._elsewhere: dict[str, AwsSession] = {}
 
     def call(self, service: str, operation: str, *, repeats: bool = True, **parameters: Any) -> dict[str, Any]:
         """Make a call and return AWS's answer.
@@ -164,6 +162,20 @@ class AwsSession:
                 make: Any = self._boto3().client  # typed per service name; ours is not known before it runs
                 self._clients[service, repeats] = make(service, config=settings)
             return self._clients[service, repeats]
+
+    def in_region(self, region: str) -> "AwsSession":
+        """Return the way to another region of the same account, or this one for its own; nothing is asked yet."""
+        if region == self.region():
+            return self
+        given = {
+            "profile_name": self._given["profile_name"],
+            "access_key_id": self._given["aws_access_key_id"],
+            "secret_access_key": self._given["aws_secret_access_key"],
+        }
+        with self._lock:
+            if region not in self._elsewhere:
+                self._elsewhere[region] = AwsSession(region_name=region, on_call=self._on_call, **given)
+            return self._elsewhere[region]
 
     def region(self) -> str:
         """Return the region that calls go to.
@@ -277,7 +289,9 @@ def _advice(code: str, text: str, operation: str) -> str:
         )
     if code in _RIGHTS:
         return f"these credentials may not call {operation} ({code}); have the right added: {_readable(text)}"
-    key = next((key for start, key in _KEYS.items() if code.startswith(start)), "")
+    if code in DEEDS:
+        return f"AWS refused {operation} ({code}): {_readable(text)}; {DEEDS[code]}"
+    key = next((key for start, key in KEYS.items() if code.startswith(start)), "")
     if not key and "InstanceType" in text:
         key = "instance_type"
     return f"AWS refused {operation} ({code}): {_readable(text)}; correct {key or 'the keys of worker'} in config.yml"

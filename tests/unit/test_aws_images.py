@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.aws.images import Image, check_architecture, check_given, is_named, newest, no_image
+from runner.aws.tags import ACCEPTED, CONTENT, REJECTED
 from runner.errors import ConfigError
 
 ACCOUNT = "123456789012"
@@ -91,7 +92,7 @@ def test_none_is_found_among_none() -> None:
     error = no_image([], "iris", account=ACCOUNT, region="eu-west-1")
     assert "ami_image_name" in error.message
     assert "none with a similar name" in error.message
-    assert error.message.endswith("make an image of that name")
+    assert error.message.endswith("make an image of that name with `./inv build-image`")
 
 
 def test_near_misses_are_told_best_first_each_once_and_not_all() -> None:
@@ -119,3 +120,72 @@ def test_an_image_given_by_id_must_be_available_and_fit_the_types() -> None:
     check_architecture(image(architecture=""), {"t4g.medium": ["arm64"]})
     with pytest.raises(ConfigError, match=r"^instance_type: t4g\.medium \(arm64\) cannot run ami-1"):
         check_architecture(image(), {"t3.medium": ["x86_64"], "t4g.medium": ["arm64"]})
+
+
+# -- acceptance -----------------------------------------------------------------------------------------------------
+
+PASSED = {ACCEPTED: "2026-11-23T10:15:30+00:00"}
+FAILED = {ACCEPTED: REJECTED}
+
+
+@pytest.mark.parametrize(
+    ("tags", "accepted", "rejected"),
+    [
+        ({}, None, False),
+        (PASSED, datetime(2026, 11, 23, 10, 15, 30, tzinfo=UTC), False),
+        ({ACCEPTED: "2026-11-23T10:15:30Z"}, datetime(2026, 11, 23, 10, 15, 30, tzinfo=UTC), False),
+        ({ACCEPTED: "2026-11-23"}, datetime(2026, 11, 23, tzinfo=UTC), False),
+        (FAILED, None, True),
+        ({ACCEPTED: "yes"}, None, False),
+        ({ACCEPTED: ""}, None, False),
+    ],
+)
+def test_only_a_time_means_accepted(tags: dict[str, str], accepted: datetime | None, rejected: bool) -> None:
+    assert (image(tags=tags).accepted, image(tags=tags).rejected) == (accepted, rejected)
+
+
+def test_an_image_knows_what_it_was_built_from() -> None:
+    assert image(tags={CONTENT: "0123456789abcdef"}).content == "0123456789abcdef"
+    assert image().content is None
+
+
+def test_an_older_image_is_launched_when_the_newest_failed_its_acceptance() -> None:
+    images = [
+        image("ami-failed", created=DAY + timedelta(days=2), tags=FAILED),
+        image("ami-untested", created=DAY + timedelta(days=1)),
+        image("ami-accepted", tags=PASSED),
+    ]
+    found = newest(images, "iris", account=ACCOUNT)
+    accepted = newest(images, "iris", account=ACCOUNT, accepted_only=True)
+    assert found is not None
+    assert accepted is not None
+    assert (found.id, accepted.id) == ("ami-untested", "ami-accepted")
+    assert newest(images[:1], "iris", account=ACCOUNT) is None
+    assert newest(images[:2], "iris", account=ACCOUNT, accepted_only=True) is None
+
+
+def test_what_only_lacks_acceptance_is_told_with_the_way_to_test_it() -> None:
+    images = [
+        image("ami-failed", tags=FAILED),
+        image("ami-untested", created=DAY + timedelta(days=1)),
+        image("ami-pending", created=DAY + timedelta(days=2), state="pending"),
+    ]
+    message = no_image(images, "iris", account=ACCOUNT, region="eu-west-1", accepted_only=True).message
+    assert message.splitlines() == [
+        "ami_image_name: account 123456789012 has no accepted image named 'iris' or 'iris' with a build date in "
+        "eu-west-1; near it are",
+        "  ami-pending 'iris' of 2026-11-25: it is pending",
+        "  ami-untested 'iris' of 2026-11-24: it was not tested, and require_accepted is set",
+        "  ami-failed 'iris' of 2026-11-23: it failed its acceptance",
+        "test one with `./inv test-image --ami ami-untested`, or make a new one with `./inv build-image`",
+    ]
+
+
+def test_by_id_any_image_is_launched_unless_acceptance_is_required() -> None:
+    for tags in ({}, FAILED, PASSED):
+        check_given(image(tags=tags))
+    check_given(image(tags=PASSED), accepted_only=True)
+    with pytest.raises(ConfigError, match=r"failed its acceptance; test it with `\./inv test-image --ami ami-1`"):
+        check_given(image(tags=FAILED), accepted_only=True)
+    with pytest.raises(ConfigError, match=r"was not tested.*or set require_accepted: false"):
+        check_given(image(), accepted_only=True)

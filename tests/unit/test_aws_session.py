@@ -93,6 +93,40 @@ def test_an_unknown_type_names_its_key() -> None:
     assert "correct instance_type" in error.message
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("ResourceNotFoundException", "was deleted"),
+        ("ResourceDependencyException", "what uses it has to go first"),
+        ("ResourceAlreadyExistsException", "pulumi import"),
+        ("ResourceInUseException", "wait until what is under way has ended"),
+        ("InvalidParameterCombinationException", "pulumi up"),
+        ("InvalidRequestException", "console of EC2 Image Builder"),
+        ("ServiceQuotaExceededException", "prune-images"),
+        ("InvalidAMIName.Duplicate", "remove the image of that name"),
+        ("InvalidSnapshot.InUse", "deregister the image"),
+        ("NoSuchBucket", "makes the bucket"),
+        ("404", "was deleted"),
+        ("ParameterNotFound", "another name"),
+        ("ForbiddenException", "may not call get_image"),
+        ("403", "may not call get_image"),
+    ],
+)
+def test_trouble_around_images_blames_no_key_of_the_worker(code: str, says: str) -> None:
+    error = translated(client_error(code, "Words of AWS."), "get_image")
+    assert type(error) is AwsError
+    assert says in error.message
+    assert "Words of AWS" in error.message
+    assert "config.yml" not in error.message
+    assert error.fields == {"code": code, "operation": "get_image"}
+
+
+def test_image_builders_own_words_for_throttling_and_faults_of_aws() -> None:
+    assert type(translated(client_error("CallRateLimitExceededException", status=429), "get_image")) is Throttled
+    assert type(translated(client_error("ServiceUnavailableException", status=503), "get_image")) is Unanswered
+    assert type(translated(client_error("ServiceException", status=500), "get_image")) is Unanswered
+
+
 def test_an_encoded_refusal_comes_with_the_way_to_decode_it() -> None:
     text = (
         "You are not authorized to perform this operation. User: arn:aws:iam::1:user/x is not authorized to perform: "
@@ -198,3 +232,19 @@ def test_a_missing_region_or_profile_is_told(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(AwsError, match="credentials are missing"):
         AwsSession(region_name="eu-west-1").call("sts", "get_caller_identity")
+
+
+def test_another_region_is_the_same_account_with_the_same_secrets() -> None:
+    told: list[str] = []
+    session = AwsSession(region_name="eu-west-1", access_key_id=KEY_ID, secret_access_key=KEY, on_call=told.append)
+    there = session.in_region("us-east-1")
+    assert there.region() == "us-east-1"
+    assert session.in_region("eu-west-1") is session
+    assert session.in_region("us-east-1") is there, "its clients are made once"
+    assert there.client("sts").meta.region_name == "us-east-1"
+    ours = there.translated(client_error("SignatureDoesNotMatch", f"made with {KEY}"), "get_image")
+    assert KEY not in ours.for_organiser()
+    with Stubber(there.client("sts")) as stub:
+        stub.add_response("get_caller_identity", {"Account": "1"})
+        there.call("sts", "get_caller_identity")
+    assert told == ["get_caller_identity"]

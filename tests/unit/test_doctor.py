@@ -84,6 +84,7 @@ class Event:
             "region_name": REGION,
             "ami_image_name": "iris",
             "ami_image_id": None,
+            "require_accepted": False,
             "instance_type": "t3.medium",
             "use_spot_instance": False,
             "on_demand_fallback": True,
