@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
+def _number(text: str, flag: str, kind: type[float]) -> Any:
+    """Return what a flag says; invoke's own conversion would answer a slip with its traceback."""
+    from runner.errors import UsageError
+
+    try:
+        return kind(text)
+    except ValueError as error:
+        msg = f"{flag} cannot be {text!r}; give a number"
+        raise UsageError(msg) from error
+
+
 def _warn(config: Any) -> None:
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -87,20 +99,26 @@ EVENT = {
     "config": "the event's config.yml (default: the bundled iris event)",
     "deployment_dir": "folder that relative paths start at (default: the config's own)",
 }
+EMULATED = {**EVENT, "emulated": "on an emulated AWS, kept in events/<event>/emulated; nothing is paid"}
 LOOK = {**EVENT, "json_": "print one JSON object and nothing else"}
 
 # -- an event ---------------------------------------------------------------------------------------------------------
 
 
-@task(name="run-event", help=EVENT)
+@task(name="run-event", help=EMULATED)
 @front_door
-def run_event(_: Context, config: str | None = None, deployment_dir: str | None = None) -> None:
+def run_event(_: Context, config: str | None = None, deployment_dir: str | None = None, emulated: bool = False) -> None:
     """Train and score every new submission of an event. Ctrl-C ends it and loses nothing."""
+    with _account(config, deployment_dir, emulated=emulated) as (path, folder):
+        _run_event(path, folder)
+
+
+def _run_event(path: str | None, folder: str | None) -> None:
     from runner import console
     from runner.errors import LaunchStopped
 
     stopped: LaunchStopped | None = None
-    with _open(config, deployment_dir) as event:
+    with _open(path, folder) as event:
         _warn(event.config)
         if event.config.worker.worker_type == "aws":
             _bring("aws")
@@ -126,6 +144,26 @@ def run_event(_: Context, config: str | None = None, deployment_dir: str | None 
     if failed:
         msg = "Some submissions ended in checking_error: look at `./inv status`, then `./inv rerun NAME`."
         raise Exit(msg, code=1)
+
+
+@contextmanager
+def _account(
+    config: str | None, deployment_dir: str | None, *, emulated: bool
+) -> Iterator[tuple[str | None, str | None]]:
+    """Yield config and deployment folder to work with: the given ones, or those of the event on an emulated AWS."""
+    if not emulated:
+        yield config, deployment_dir
+        return
+    _bring("rehearsal")
+    from runner.config import load_config
+    from runner.layout import emulated_folder
+    from runner.rehearsal.emulation import emulated as on_emulated_aws
+
+    path = _path(config) or IRIS_AWS
+    event = load_config(path, deployment_dir=_path(deployment_dir))
+    folder = emulated_folder(event.deployment_dir, event.event_name)
+    with on_emulated_aws(path, deployment_dir=_path(deployment_dir), folder=folder, seed_image=False) as emulation:
+        yield str(emulation.config), None
 
 
 def _stop_on_signals(dispatcher: Any) -> list[int]:
@@ -349,7 +387,7 @@ def sweep(
     config: str | None = None,
     deployment_dir: str | None = None,
     owner: str | None = None,
-    older_than: float = 0.0,
+    older_than: str = "0",
     yes: bool = False,
     all_: bool = False,
     json_: bool = False,
@@ -358,8 +396,9 @@ def sweep(
     from runner import console
     from runner.checkup import sweep_event
 
+    hours = _number(older_than, "--older-than", float)
     with _open(config, deployment_dir) as event:
-        swept = sweep_event(event, bring=_bring, owner=owner, older_than_hours=older_than, everything=all_, really=yes)
+        swept = sweep_event(event, bring=_bring, owner=owner, older_than_hours=hours, everything=all_, really=yes)
     if json_:
         _print_json(swept)
     else:
@@ -392,6 +431,187 @@ def rehearse(
         _print_json(rehearsed)
     else:
         console.show_rehearsal(rehearsed)
+
+
+# -- the image of an event --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _release(config: str | None, deployment_dir: str | None, *, emulated: bool = False) -> Iterator[Any]:
+    """Open the images of an event; on an emulated AWS with what `pulumi up` would have made."""
+    _bring("aws")
+    with _account(config or str(IRIS_AWS), deployment_dir, emulated=emulated) as (path, folder):
+        from image_builder.release import Release
+
+        with _open(path, folder) as event:
+            _warn(event.config)
+            release = Release(config=event.config, store=event.store)
+            if emulated:
+                from image_builder.emulated import bring_up
+
+                release = bring_up(release)
+            yield release
+
+
+def _follow(release: Any, begin: Callable[[Any], Any]) -> str:
+    """Follow a build and return its image, tested. After Ctrl-C it may be cancelled; left alone it goes on in AWS."""
+    from image_builder import view
+
+    build = None
+    try:
+        with view.following() as heard:
+            build = begin(heard)
+            images = release.follow(build, heard)
+    except KeyboardInterrupt:
+        if build is None:
+            raise
+        msg = f"{build} goes on in AWS; `./inv follow-build` shows it again, with --cancel it ends it."
+        if view.asks_to_cancel(build):
+            release.builder.cancel(build)
+            msg = f"{build} is being cancelled; AWS takes some minutes to end its instances."
+        raise Exit(msg, code=130) from None
+    with view.following() as heard:
+        return str(release.accepted(images, heard.note))
+
+
+@task(
+    name="build-image",
+    help={**EMULATED, "if_changed": "build nothing when the newest image holds what config.yml says"},
+)
+@front_door
+def build_image(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    if_changed: bool = False,
+    emulated: bool = False,
+) -> None:
+    """Build the event's image with its pipeline, test it, and print its id."""
+    with _release(config, deployment_dir, emulated=emulated) as release:
+        from image_builder import view
+
+        if if_changed and (same := release.up_to_date()):
+            view.say(f"{same} holds what config.yml says (content {release.plan.content}); nothing is built.")
+            view.show_image(same)
+            return
+        image = _follow(release, release.start)
+        if release.section.keep is not None:
+            view.say(view.pruning_in_words(release.prune(really=True).as_json()))
+        view.show_image(image)
+
+
+@task(name="follow-build", help={**EVENT, "cancel": "end it in place of following it"})
+@front_door
+def follow_build(
+    _: Context, config: str | None = None, deployment_dir: str | None = None, cancel: bool = False
+) -> None:
+    """Follow the build that began last, from whatever machine it was started; then test its image."""
+    with _release(config, deployment_dir) as release:
+        from image_builder import view
+
+        build = release.running()
+        if cancel:
+            release.builder.cancel(build)
+            view.say(f"{build} is being cancelled; AWS takes some minutes to end its instances.")
+            return
+        view.show_image(_follow(release, lambda _: build))
+
+
+@task(
+    name="bake-image",
+    help={**EMULATED, "local": "only run the documents, in this folder of this machine; nothing is launched"},
+)
+@front_door
+def bake_image(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    local: str | None = None,
+    emulated: bool = False,
+) -> None:
+    """Build the event's image over SSH, without Image Builder, test it, and print its id."""
+    with _release(config, deployment_dir, emulated=emulated) as release:
+        from image_builder import view
+
+        with view.following() as heard:
+            if local is not None:
+                release.try_here(Path(local), heard.line)
+                heard.note(f"every document ran to its end in {local}")
+                return
+            images = {release.session.region(): release.bake(heard)}
+            image = release.accepted(images, heard.note)
+        view.show_image(image)
+
+
+@task(name="test-image", help={**EMULATED, "ami": "the image (default: the newest of the event)"})
+@front_door
+def accept_image(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    ami: str | None = None,
+    emulated: bool = False,
+) -> None:
+    """Launch one instance of an image, train the starting kit on it as an event would, and mark the image."""
+    with _release(config, deployment_dir, emulated=emulated) as release:
+        from image_builder import view
+
+        with view.following() as heard:
+            image = release.accepted({release.session.region(): ami or release.newest()}, heard.note)
+        view.show_image(image)
+
+
+@task(help={**LOOK, "emulated": EMULATED["emulated"]})
+@front_door
+def images(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    json_: bool = False,
+    emulated: bool = False,
+) -> None:
+    """Show the event's images: what they hold, whether they passed their test, what uses them."""
+    with _release(config, deployment_dir, emulated=emulated) as release:
+        from image_builder import view
+
+        found = release.listing().as_json()
+    if json_:
+        _print_json(found)
+    else:
+        view.show_images(found)
+
+
+@task(
+    name="prune-images",
+    help={
+        **LOOK,
+        "keep": "how many of the newest images stay (default: image.keep of config.yml)",
+        "yes": "do it; without this it is only said",
+        "emulated": EMULATED["emulated"],
+    },
+)
+@front_door
+def prune_images(
+    _: Context,
+    config: str | None = None,
+    deployment_dir: str | None = None,
+    keep: str = "",
+    yes: bool = False,
+    json_: bool = False,
+    emulated: bool = False,
+) -> None:
+    """Remove old images, their snapshots, and what Image Builder kept of them. Without --yes nothing is done."""
+    with _release(config, deployment_dir, emulated=emulated) as release:
+        from image_builder import view
+
+        pruned = release.prune(_number(keep, "--keep", int) if keep else 0, really=yes)
+    if json_:
+        _print_json(pruned.as_json())
+    else:
+        view.show_pruning(pruned.as_json())
+    if pruned.failed:
+        msg = ""
+        raise Exit(msg, code=1)
 
 
 # -- this project -----------------------------------------------------------------------------------------------------

@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "runner").rglob("*.py"))
+FILES = sorted(path for part in ("runner", "image_builder") for path in (ROOT / part).rglob("*.py"))
 
-# A package, and the only modules of runner/ that may import it (or what lies under it).
+# A package, and the only modules that may import it (or what lies under it).
 HOMES = {
-    "boto3": ["runner.aws"],
-    "botocore": ["runner.aws"],
+    "boto3": ["runner.aws", "image_builder.fetch_data"],  # fetch_data runs on the machine that is built
+    # A rehearsal answers by botocore's model of a service.
+    "botocore": ["runner.aws", "image_builder.fetch_data", "runner.rehearsal"],
     "paramiko": ["runner.transport.ssh"],
     "dask": ["runner.workers.dask"],
     "distributed": ["runner.workers.dask"],
     "cryptography": ["runner.transport.ssh"],
     "asyncssh": ["runner.rehearsal"],
     "moto": ["runner.rehearsal"],
-    "rich": ["runner.console"],
+    "rich": ["runner.console", "image_builder.view"],
     "watchfiles": ["runner.inbox"],
-    "yaml": ["runner.yaml_lines", "runner.reference"],
+    "yaml": ["runner.yaml_lines", "runner.reference", "image_builder.documents", "runner.rehearsal.awstoe"],
     "alembic": ["runner.migrate", "runner.migrations"],
     "rampwf": ["runner.kit_probe"],
     "pulumi": [],
@@ -66,7 +67,7 @@ BOTTOM: dict[str, set[str]] = {
 ABOVE_WORKERS = {"dispatcher", "store", "life", "event", "database", "schema", "migrate", "migrations", "console"}
 ABOVE_WORKERS |= {"inbox", "status", "scores", "new_event"}
 OURS = {"runner", "infra", "image_builder", "tasks", "tests"}
-PRINTERS = {"runner.console"}
+PRINTERS = {"runner.console", "image_builder.view"}
 STANDARD_LIBRARY_ONLY = ["runner.stack", "runner.states", "runner.errors", "runner.retry", "runner.traceback_text"]
 
 
@@ -105,12 +106,20 @@ def ours(module: str) -> set[str]:
 
 
 def test_modules_are_found() -> None:
-    assert {"runner", "runner.config", "runner.workers.base", "runner.dispatcher"} <= MODULES.keys()
+    assert {"runner.config", "runner.workers.base", "runner.dispatcher", "image_builder.recipe"} <= MODULES.keys()
 
 
 @each_module
 def test_runner_imports_nothing_from_the_other_parts(module: str) -> None:
-    assert {name for name in ours(module) if not name.startswith("runner")} == set()
+    if is_within(module, {"runner"}):
+        assert {name for name in ours(module) if not name.startswith("runner")} == set()
+
+
+@each_module
+def test_images_are_built_without_what_runs_events(module: str) -> None:
+    if is_within(module, {"image_builder"}):
+        strangers = {"infra", "tasks", "tests", "runner.workers", "runner.dispatcher", "runner.life", "runner.event"}
+        assert {name for name in ours(module) if is_within(name, strangers)} == set()
 
 
 @each_module
@@ -150,7 +159,7 @@ def test_built_in_workers_are_imported_only_when_an_event_uses_them(module: str)
 
 @each_module
 def test_rehearsal_is_for_the_front_door_and_tests(module: str) -> None:
-    if not is_within(module, {"runner.rehearsal"}):
+    if not is_within(module, {"runner.rehearsal", "image_builder.emulated"}):
         assert {name for name in ours(module) if is_within(name, {"runner.rehearsal", "runner.testing"})} == set()
 
 

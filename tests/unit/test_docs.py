@@ -7,11 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from botocore import xform_name
+from botocore.session import get_session
 
 from runner.reference import documents
 from runner.rehearsal.faults import parse
 
 ROOT = Path(__file__).parents[2]
+# What calls AWS for the organiser; the others run in an emulation, or on the instance that is built.
+BUILDING = [p for p in ROOT.glob("image_builder/*.py") if p.name not in ("emulated.py", "fetch_data.py")]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 
 
@@ -58,7 +63,8 @@ def test_generated_parts_are_current() -> None:
 
 
 def test_messages_name_tasks_that_exist() -> None:
-    text = "\n".join(path.read_text() for path in [*ROOT.glob("runner/**/*.py"), ROOT / "tasks.py"])
+    files = [*ROOT.glob("runner/**/*.py"), *ROOT.glob("image_builder/*.py"), ROOT / "tasks.py"]
+    text = "\n".join(path.read_text() for path in files)
 
     assert set(re.findall(r"\./inv ([a-z][a-z-]+)", text)) - set(tasks()) == set()
 
@@ -74,7 +80,34 @@ def test_the_rights_in_the_documents_are_those_that_are_used() -> None:
     used = {
         f"{services.get(name, 'ec2')}:{''.join(word.capitalize() for word in name.split('_'))}" for name in operations
     }
-    assert allowed == used - {"sts:GetCallerIdentity"}, "everybody may ask who he is"
+    of_images = {"ec2:DescribeSnapshots"}  # for old ones, see docs/images.md
+    assert allowed == used - of_images - {"sts:GetCallerIdentity"}, "everybody may ask who he is"
+
+
+def test_the_rights_to_build_images_are_those_that_are_used() -> None:
+    policy = json.loads((ROOT / "docs" / "images.md").read_text().split("## Rights")[1].split("```")[1])
+    allowed = {action for statement in policy["Statement"] for action in _listed(statement["Action"])}
+
+    models = {name: get_session().get_service_model(name) for name in ("imagebuilder", "ec2", "logs", "s3", "ssm")}
+    calls = {(service, xform_name(name)): name for service, model in models.items() for name in model.operation_names}
+    said = set(re.findall(r'"([a-z]+_[a-z_]+)"', "\n".join(path.read_text() for path in BUILDING)))
+    used = {f"{service}:{name}" for (service, method), name in calls.items() if method in said}
+    used -= {"imagebuilder:CreateImage"}  # of the same name as EC2's, which is meant
+    used |= {"ec2:DescribeSnapshots", "iam:PassRole", "s3:GetObject"}  # the last stands for s3:HeadObject
+    assert "imagebuilder:StartImagePipelineExecution" in used
+    assert allowed == used - {"s3:HeadObject", "ec2:DescribeImages"}, "images are looked at by every event"
+
+
+def test_every_document_is_in_the_documents() -> None:
+    page = (ROOT / "docs" / "images.md").read_text()
+    shipped = {path: yaml.safe_load(path.read_text()) for path in ROOT.glob("image_builder/documents/*.yaml")}
+    rows = [
+        f"| [{path.stem}](../image_builder/documents/{path.name}) | {it['description']} |"
+        for path, it in shipped.items()
+    ]
+
+    assert len(rows) > 5
+    assert [row for row in rows if row not in page] == []
 
 
 def _listed(value: str | list[str]) -> list[str]:
