@@ -1,4 +1,4 @@
-"""The one HTTP port of a rehearsal: the control API, and AWS's services as moto has them behind our faults."""
+"""The one HTTP port of a rehearsal: the control API, and AWS's services behind our faults: moto's and our own."""
 
 import contextlib
 import io
@@ -19,13 +19,20 @@ from runner.rehearsal.calls import CallLog, Limits
 from runner.rehearsal.control import PREFIX, Control
 from runner.rehearsal.faults import CallFault, CallRefused, ConnectionReset, SlowCall
 from runner.rehearsal.hall import Hall
+from runner.rehearsal.imagebuilder import ERROR_HEADER, ImageBuilder
+from runner.rehearsal.imagebuilder_wire import SERVICE, Refused, operation_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Signing names of the services that a rehearsal has; moto knows more, whose effect would not be an emulated one.
-SERVICES = frozenset({"ec2", "sts", "iam", "ssm", "servicequotas", "s3", "secretsmanager", "logs", "kms"})
+SERVICES = frozenset(
+    {"ec2", "sts", "iam", "ssm", "servicequotas", "s3", "secretsmanager", "logs", "kms", "imagebuilder"}
+)
 _QUERY = frozenset({"ec2", "sts", "iam"})  # speak XML
+# What EC2 does in regions beside the one of the rehearsal, where images may be but nothing can be launched.
+_ELSEWHERE = ("Describe*", "*Image", "*Snapshot*", "CreateTags", "DeleteTags")
+_VERBS = {"GET": "Get", "HEAD": "Head", "PUT": "Put", "POST": "Post", "DELETE": "Delete"}
 _SCOPE = re.compile(r"Credential=[^/,]*/\d*/([^/,]*)/([^/,]*)/")  # of the signature: region and service
 _ERROR = re.compile(rb'<Code>([^<]*)</Code>|"__type": ?"([^"]*)"')
 
@@ -35,13 +42,21 @@ class Api:
 
     Args:
         moto: answers AWS's calls.
-        lock: held while moto does.
+        builder: answers those of Image Builder.
+        lock: held while one of them does.
     """
 
     def __init__(
-        self, moto: "WSGIApplication", control: Control, hall: Hall, calls: CallLog, lock: threading.RLock
+        self,
+        moto: "WSGIApplication",
+        builder: ImageBuilder,
+        control: Control,
+        hall: Hall,
+        calls: CallLog,
+        lock: threading.RLock,
     ) -> None:
         self._moto = moto
+        self._builder = builder
         self._control = control
         self._hall = hall
         self._calls = calls
@@ -61,8 +76,10 @@ class Api:
             with self._calls.call(request.action) as call:
                 reply = self._answer(request, environ)
                 call.error = reply.error
-        start_response(f"{reply.status} {reply.reason}", [*reply.headers, ("Content-Length", str(len(reply.body)))])
-        return [reply.body]
+        # Of what is not sent, HEAD tells the length, which moto knows.
+        length = [] if environ["REQUEST_METHOD"] == "HEAD" else [("Content-Length", str(len(reply.body)))]
+        start_response(f"{reply.status} {reply.reason}", [*reply.headers, *length])
+        return [reply.body] if length else []
 
     def _answer(self, request: "_Request", environ: "WSGIEnvironment") -> "_Reply":
         strike = self._hall.faults.strike
@@ -77,7 +94,7 @@ class Api:
         for refusal in strike(CallRefused, request.is_meant_by):
             return request.error(refusal.status, refusal.code, refusal.message)
         with self._lock:
-            reply = self._ask_moto(environ)
+            reply = self._ask_builder(environ) if request.service == SERVICE else self._ask_moto(environ)
         if resets:
             _hang_up(environ)
         return reply
@@ -86,12 +103,23 @@ class Api:
         settings = self._hall.settings
         if request.service not in SERVICES:
             return request.error(400, "UnsupportedOperation", f"a rehearsal has no service {request.service}")
-        if request.service == "ec2" and request.region != settings.region:
+        is_elsewhere = request.region != settings.region
+        if request.service == SERVICE and is_elsewhere:
+            message = f"Image Builder is emulated in {settings.region}, not in {request.region}"
+            return request.error(403, "ForbiddenException", message)
+        is_possible = any(fnmatchcase(request.action, each) for each in _ELSEWHERE)
+        if request.service == "ec2" and is_elsewhere and not is_possible:
             message = f"the region of this rehearsal is {settings.region}, not {request.region}"
             return request.error(401, "AuthFailure", message)
         if settings.request_limits and not self.limits.allow(request.action, request.instances):
             return request.error(503, "RequestLimitExceeded", "Request limit exceeded.")
         return None
+
+    def _ask_builder(self, environ: "WSGIEnvironment") -> "_Reply":
+        body = environ["wsgi.input"].read()
+        answer = self._builder.answer(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"], body)
+        headers = [("Content-Type", "application/json"), *answer.headers]
+        return _Reply(status=answer.status, body=answer.body, given_headers=headers)
 
     def _ask_moto(self, environ: "WSGIEnvironment") -> "_Reply":
         status, headers = "", list[tuple[str, str]]()
@@ -108,7 +136,8 @@ class Api:
             close = getattr(chunks, "close", None)
             if close:
                 close()
-        kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        kept = [(name, value) for name, value in headers if is_head or name.lower() != "content-length"]
         return _Reply(status=int(status.split()[0]), body=body, given_headers=kept)
 
 
@@ -139,6 +168,9 @@ class _Reply:
         """AWS's code of the error that this is, "" when it is none."""
         if self.status < HTTPStatus.BAD_REQUEST:
             return ""
+        for name, value in self.given_headers:
+            if name == ERROR_HEADER:
+                return value
         found = _ERROR.search(self.body)
         return (found[1] or found[2]).decode() if found else str(self.status)
 
@@ -154,8 +186,12 @@ class _Request:
 
     @classmethod
     def read(cls, environ: "WSGIEnvironment", body: bytes) -> "_Request":
-        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+        query = parse_qs(environ.get("QUERY_STRING", ""))
+        signed = environ.get("HTTP_AUTHORIZATION") or f"Credential={query.get('X-Amz-Credential', [''])[0]}"
+        scope = _SCOPE.search(signed)
         region, service = scope.groups() if scope else ("", "ec2")
+        if service in _BY_PATH:
+            return cls(service=service, region=region, action=_BY_PATH[service](environ), instances=0)
         target = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
         # As moto does, a call without a signature is taken by what it says.
         parameters = {} if target else {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
@@ -171,6 +207,12 @@ class _Request:
         return fnmatchcase(self.action, fault.action)
 
     def error(self, status: int, code: str, message: str) -> _Reply:
+        if self.service == SERVICE:
+            headers = [("Content-Type", "application/json"), (ERROR_HEADER, code)]
+            return _Reply(status=status, body=json.dumps({"message": message}).encode(), given_headers=headers)
+        if self.service == "s3":
+            text = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
+            return _Reply(status=status, body=text.encode())
         if self.service not in _QUERY:
             text = json.dumps({"__type": code, "message": message})
             return _Reply(status=status, body=text.encode(), kind="application/x-amz-json-1.1")
@@ -179,3 +221,22 @@ class _Request:
         if self.service != "ec2":
             text = f"<ErrorResponse>{error}<RequestId>rehearsal</RequestId></ErrorResponse>"
         return _Reply(status=status, body=text.encode())
+
+
+def _image_builder_action(environ: "WSGIEnvironment") -> str:
+    """Return the name of the operation that a request to Image Builder is for."""
+    try:
+        operation, _ = operation_of(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+    except Refused:
+        return str(environ["REQUEST_METHOD"])
+    return str(operation.name)
+
+
+def _s3_action(environ: "WSGIEnvironment") -> str:
+    """Return about the name of the operation that a request to S3 is for, by its method: PutObject, GetBucket, ..."""
+    _, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+    method = environ["REQUEST_METHOD"]
+    return f"{_VERBS.get(method, method)}{'Object' if key else 'Bucket'}"
+
+
+_BY_PATH: dict[str, Callable[["WSGIEnvironment"], str]] = {SERVICE: _image_builder_action, "s3": _s3_action}

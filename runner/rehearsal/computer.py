@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import stat
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import asyncssh
 
+from runner.rehearsal import furniture
 from runner.rehearsal.cloud_init import FirstBoot, read_shutdown, read_user_data
 from runner.rehearsal.faults import DiskFull, ResultsCut, Stage
+from runner.rehearsal.homes import Homes, copy_tree
 from runner.rehearsal.imds import Imds
 from runner.rehearsal.machine import Computer
 from runner.rehearsal.power import MARK, Power
@@ -19,8 +21,6 @@ from runner.rehearsal.protocol import Errand, errand_of
 from runner.rehearsal.ssh_server import Outlet, Process, SshServer
 
 _CHUNK = 1 << 16
-_PROFILES = (".bash_profile", ".bash_login", ".profile")
-_SHELL = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
 _DISK_FULL = b"tar: submission: Cannot write: No space left on device\ntar: Exiting with failure status\n"
 
 
@@ -29,12 +29,21 @@ class RealComputer(Computer):
 
     Args:
         folder: the machine's own, made on the first boot.
+        homes: what its image holds.
+        stand_ins: see runner.rehearsal.furniture.
+
+    Attributes:
+        home: the login user's.
+        system: stands for what is outside of it: etc, var, root.
     """
 
-    def __init__(self, folder: Path, power: Power) -> None:
+    def __init__(self, folder: Path, power: Power, homes: Homes, stand_ins: Path) -> None:
         self.folder = folder
         self.home = folder / "home"
+        self.system = folder / "system"
         self._power = power
+        self._homes = homes
+        self._stand_ins = stand_ins
         self._boot = FirstBoot()
         self._imds: Imds | None = None
         self._ssh: SshServer | None = None
@@ -65,7 +74,7 @@ class RealComputer(Computer):
                 child = await asyncio.create_subprocess_exec(
                     *command,
                     cwd=self.home,
-                    env=self.environment(),
+                    env=self.environment(as_root=True),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
@@ -82,6 +91,7 @@ class RealComputer(Computer):
             self._power.awaited.discard(child.pid)
             if failed:
                 self.machine.say(f"cloud-init: exit code {child.returncode}")
+        await asyncio.to_thread(furniture.finish_first_boot, self.folder, self.machine.birth.id)
         self.machine.say("cloud-init: finished")
 
     async def serve(self) -> None:
@@ -112,22 +122,44 @@ class RealComputer(Computer):
             self._buttons = -1
         await asyncio.wrap_future(self._power.off(self.machine.birth.id))
 
-    def environment(self) -> dict[str, str]:
-        """Return what a command of this machine finds in its environment."""
-        machine = self.machine
-        settings = machine.settings
-        system = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
-        return {
-            "PATH": os.pathsep.join([str(self.folder / "bin"), *map(str, settings.image.path), *system]),
-            "HOME": str(self.home),
-            "USER": settings.user,
-            "LOGNAME": settings.user,
-            "SHELL": _SHELL,
-            "LANG": "C.UTF-8",
-            "TMPDIR": str(self.folder / "tmp"),
-            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{machine.birth.address}:{settings.imds_port}",
-            MARK: machine.birth.id,
-        }
+    def environment(self, *, as_root: bool = False) -> dict[str, str]:
+        """Return what a command of this machine finds in its environment.
+
+        Args:
+            as_root: for what the system runs, not the login user. It is root in name only.
+        """
+        birth = self.machine.birth
+        found = furniture.environment(self.folder, birth, self.machine.settings, self._stand_ins, as_root=as_root)
+        return found | {MARK: birth.id}
+
+    def start_process(
+        self, command: Sequence[str], *, environment: Mapping[str, str], cwd: Path
+    ) -> "subprocess.Popen[bytes]":
+        """Start a process on the machine, its output and errors in one pipe. Called in the event loop's thread.
+
+        Args:
+            environment: all of it; see ``environment``.
+            cwd: the folder that it starts in.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._power.brand(self.machine.birth.id)
+        process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+            command,
+            cwd=cwd,
+            env={**environment, MARK: self.machine.birth.id},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._power.awaited.add(process.pid)
+        return process
+
+    def process_ended(self, pid: int) -> None:
+        """Tell that a process of ``start_process`` has ended and was waited for."""
+        self._power.awaited.discard(pid)
 
     def host_key(self) -> asyncssh.SSHKey:
         """Return the host key of the user data, or another."""
@@ -160,11 +192,12 @@ class RealComputer(Computer):
         self._power.brand(self.machine.birth.id)
         transport, protocol = await loop.subprocess_exec(
             lambda: asyncio.subprocess.SubprocessStreamProtocol(limit=_CHUNK, loop=loop),
-            _SHELL,
+            furniture.SHELL,
             "-c",
             command,
             cwd=self.home,
-            env=self.environment(),
+            # As sshd does; bash then reads ~/.bashrc, where an image may set PATH.
+            env=self.environment() | {"SSH_CLIENT": f"127.0.0.1 50000 {self.machine.settings.ssh_port}"},
             start_new_session=True,
         )
         child = asyncio.subprocess.Process(transport, protocol, loop)
@@ -202,74 +235,34 @@ class RealComputer(Computer):
 
     def _furnish(self) -> None:
         """Make the folders, the home as the image has it, and the stand-ins."""
-        machine = self.machine
-        image = machine.settings.image
+        birth, settings = self.machine.birth, self.machine.settings
         partial = self.folder.with_suffix(".partial")
         partial.mkdir(parents=True)
         home = partial / "home"
-        if image.template:
-            shutil.copytree(image.template, home, symlinks=True)
+        if self._homes.has(birth.image):
+            self._homes.bring(birth.image, partial, folder=self.folder)
+        elif settings.image.template:
+            copy_tree(settings.image.template, home)
         home.mkdir(exist_ok=True)
-        for name, target in image.links.items():
+        for name, target in () if birth.bare else settings.image.links.items():
             link = home / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(target)
-        (partial / "tmp").mkdir()
-        (partial / "bin").mkdir()
-        for name, text in self._stand_ins().items():
-            _write_program(partial / "bin" / name, text)
-        _write_program(partial / "user-data", machine.birth.user_data.decode(errors="replace"))
-        self._write_profiles(home)
-        os.mkfifo(partial / "shutdown.fifo", 0o600)
+            if not link.exists() and not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+        furniture.write_program(partial / "user-data", birth.user_data.decode(errors="replace"))
+        furniture.furnish(partial, self.folder, birth, settings, stand_ins=self._stand_ins)
         partial.rename(self.folder)
-
-    def _stand_ins(self) -> dict[str, str]:
-        """Return programs that would act on the host, made to act on the machine."""
-        fifo = self.folder / "shutdown.fifo"
-        tell = f"#!/bin/sh\nprintf '%s\\n' \"$*\" > '{fifo}'\n"
-        now = f"#!/bin/sh\nprintf '%s\\n' now > '{fifo}'\n"
-        return {
-            "shutdown": tell,
-            "poweroff": now,
-            "halt": now,
-            "sudo": (
-                '#!/bin/sh\nwhile [ $# -gt 0 ]; do case "$1" in -u|-g) shift 2;; -*) shift;; *) break;; esac; done\n'
-                'case "${1##*/}" in shutdown|poweroff|halt) name=${1##*/}; shift; exec "$name" "$@";; esac\n'
-                'exec "$@"\n'
-            ),
-            "getent": (
-                f'#!/bin/sh\nif [ "$1" = passwd ] && [ "$2" = "{self.machine.settings.user}" ]; then\n'
-                f"  echo '{self.machine.settings.user}:x:1000:1000::{self.home}:{_SHELL}'\nelse\n"
-                '  exec /usr/bin/getent "$@"\nfi\n'
-            ),
-        }
-
-    def _write_profiles(self, home: Path) -> None:
-        """Let a login shell read the image's profile and then find the stand-ins first all the same.
-
-        The system's /etc/profile sets PATH anew, and `shutdown` would be the host's.
-        """
-        image = [name for name in _PROFILES if (home / name).exists()]
-        for name in image:
-            (home / name).rename(home / f"{name}.image")
-        first = f'. "$HOME/{image[0]}.image"\n' if image else ""
-        path = os.pathsep.join([str(self.folder / "bin"), *map(str, self.machine.settings.image.path)])
-        text = f'PATH="{path}:$PATH"\n{first}PATH="{self.folder / "bin"}:$PATH"\nexport PATH\n'
-        for name in (".bash_profile", ".profile"):
-            (home / name).write_text(text)
 
     def _button_pressed(self) -> None:
         with contextlib.suppress(BlockingIOError):
             for line in os.read(self._buttons, _CHUNK).decode(errors="replace").splitlines():
+                if line == "reboot":
+                    self.machine.reboot()
+                    continue
                 request = read_shutdown(line.split())
                 minute = self.machine.settings.minute_seconds
                 self.machine.say(f"shutdown {line}")
                 self.machine.shutdown_in(None if request.cancel else request.minutes * minute)
-
-
-def _write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 async def _feed(process: Process, child: asyncio.subprocess.Process) -> None:

@@ -19,6 +19,7 @@ class Control:
     Args:
         seed: puts values into the account.
         reset: ends all machines and forgets everything; is given settings that differ from those of the start.
+        defects: tells what the emulation itself did wrong, beside its machines.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Control:
         *,
         seed: Callable[[object], dict[str, Any]],
         reset: Callable[[dict[str, Any]], None],
+        defects: Callable[[], list[str]],
     ) -> None:
         self._hall = hall
         self._calls = calls
         self._seed = seed
         self._reset = reset
+        self._defects = defects
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         """Return status and JSON object."""
@@ -90,7 +93,10 @@ class Control:
                 "timeline": [{"time": time, "count": count} for time, count in list(trainings.timeline)],
             },
             "faults": self._hall.faults.listed(),
-            "defects": [repr(machine.failure) for machine in self._hall.machines() if machine.failure],
+            "defects": [
+                *(repr(machine.failure) for machine in self._hall.machines() if machine.failure),
+                *self._defects(),
+            ],
         }
 
 

@@ -15,15 +15,16 @@ from moto.core.types import Base64EncodedString
 from moto.core.utils import utcnow
 from moto.ec2 import urls
 from moto.ec2.exceptions import InvalidInstanceIdError
-from moto.ec2.models import EC2Backend, instances
+from moto.ec2.models import EC2Backend, amis, instances
 from moto.ec2.models.instances import InstanceState, Reservation
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import parse_user_data
 
+from runner.rehearsal import images
 from runner.rehearsal.fleet import create_fleet
 from runner.rehearsal.instance_xml import describe_instances_xml, matcher, run_instances_xml
 from runner.rehearsal.launch import Launcher
-from runner.rehearsal.launch_request import read_request, refuse, template_of, with_template_tags
+from runner.rehearsal.launch_request import read_request, refuse, tags_for, template_of, with_template_tags
 from runner.rehearsal.machine import USER, Machine
 
 MOTO = "5.2.5"
@@ -40,6 +41,11 @@ class Calls(EC2Response):
     """The calls of EC2 that are answered here; each replaces moto's of the same name."""
 
     launcher: ClassVar[Launcher]
+    RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Callable[[Any], Any]]] = {  # type: ignore[misc]  # it is one
+        **EC2Response.RESPONSE_KEY_PATH_TO_TRANSFORMER,
+        # moto cuts the fraction off, and two images of a second could not be told apart.
+        "Image.CreationDate": lambda moment: f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z",
+    }
 
     def run_instances(self) -> str:  # type: ignore[override]  # moto takes text as well
         """RunInstances."""
@@ -166,6 +172,57 @@ class Calls(EC2Response):
         for _, instance in self._visible(self._get_param("InstanceIds", [])):
             instance.reboot()
         return EmptyResult()
+
+    def create_image(self) -> ActionResult:
+        """CreateImage: of an instance that runs or is stopped; switches it off and on unless NoReboot."""
+        ((_, instance),) = self._visible([self._get_param("InstanceId")])
+        machine = self.launcher.hall.find(instance.id)
+        if machine is None or instance.state not in {"running", "stopped"}:
+            refuse(
+                "IncorrectState",
+                f"The instance '{instance.id}' is not in a state from which it can be imaged: {instance.state}",
+            )
+        devices = self._get_param("BlockDeviceMappings", [])
+        sizes = [int(device["Ebs"]["VolumeSize"]) for device in devices if "VolumeSize" in device.get("Ebs", {})]
+        self.error_on_dryrun()
+        image = images.NewImage(
+            name=self._get_param("Name"),
+            description=self._get_param("Description", ""),
+            tags=tags_for(self._get_param("TagSpecifications"), "image"),
+            snapshot_tags=tags_for(self._get_param("TagSpecifications"), "snapshot"),
+            architecture=machine.birth.architecture,
+            volume_gb=max(sizes, default=_root_gb(instance)),
+            bare=machine.birth.bare,
+            root_device=instance.root_device_name,
+        )
+        reboot = not self._get_param("NoReboot", False)
+        made = images.create_image(self.launcher.hall, self.ec2_backend, machine, image, reboot=reboot)
+        return ActionResult({"ImageId": made})
+
+    def copy_image(self) -> ActionResult:
+        """CopyImage."""
+        self.error_on_dryrun()
+        region, source = self._get_param("SourceRegion"), self._get_param("SourceImageId")
+        tags = tags_for(self._get_param("TagSpecifications"), "image")
+        hall, description = self.launcher.hall, self._get_param("Description", "")
+        values: dict[str, Any] = {"tags": tags, **({"description": description} if description else {})}
+        made = images.copy_image(hall, self.ec2_backend, region, source, self._get_param("Name"), **values)
+        return ActionResult({"ImageId": made})
+
+    def deregister_image(self) -> ActionResult:
+        """DeregisterImage: an image of our own."""
+        name = self._get_param("ImageId")
+        known = self.ec2_backend.amis.get(name)
+        if known and known.owner_id != self.current_account:
+            refuse("AuthFailure", f"Not authorized for image:{name}")
+        self.error_on_dryrun()
+        delete = bool(self._get_param("DeleteAssociatedSnapshots", False))
+        images.deregister(self.launcher.hall, self.ec2_backend.region_name, name, snapshots=delete)
+        return ActionResult({"Return": True})
+
+    def register_image(self) -> ActionResult:
+        """RegisterImage: refused."""
+        return self._unsupported("makes images of instances only; use CreateImage")
 
     def get_console_output(self) -> ActionResult:
         """GetConsoleOutput: what the machine's first boot printed."""
@@ -309,6 +366,7 @@ def install(launcher: Launcher) -> None:
     replaced = [
         *(name for name in _own(Calls) if not hasattr(EC2Response, name)),
         *(name for name in _own(Instance) if not hasattr(instances.Instance, name)),
+        *([] if hasattr(amis.Ami, "block_device_mappings") else ["block_device_mappings"]),
         *([] if hasattr(EC2Backend, "create_default_vpc") else ["create_default_vpc"]),
         *([] if urls.url_paths.get("{0}/") == EC2Response.dispatch else ["url_paths"]),
     ]
@@ -318,6 +376,12 @@ def install(launcher: Launcher) -> None:
     Calls.launcher = Instance.launcher = launcher
     instances.Instance = Instance  # type: ignore[misc]  # this is how moto is made to use ours
     urls.url_paths["{0}/"] = Calls.dispatch
+
+
+def _root_gb(instance: instances.Instance) -> int:
+    """Return the size of an instance's root volume in GiB."""
+    volume = instance.block_device_mapping.get(instance.root_device_name)
+    return int(volume.size) if volume and volume.size else images.ROOT_GB
 
 
 def _own(kind: type) -> list[str]:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from runner.errors import UsageError
@@ -215,6 +216,92 @@ class ResultsCut(MachineFault):
     code: int = 137
 
 
+class ImageCreationFails(Fault):
+    """An image that is made of an instance by CreateImage goes from pending to failed."""
+
+    kind: Literal["image-creation-fails"] = "image-creation-fails"
+    name: str = "*"
+    message: str = "Client.InternalError: the rehearsal let it fail"
+
+    def covers(self, name: str) -> bool:
+        """Whether it is about the image of this name."""
+        return fnmatchcase(name, self.name)
+
+
+class ImageBuildFault(Fault):
+    """Strikes builds of EC2 Image Builder, which are chosen by their recipe's name when they begin."""
+
+    recipe: str = "*"
+
+    def covers(self, recipe: str) -> bool:
+        """Whether it is about a build of this recipe."""
+        return fnmatchcase(recipe, self.recipe)
+
+
+class ImageBuildFails(ImageBuildFault):
+    """A build ends without an image, in a phase and in one of the ways that AWS has for it.
+
+    While building or testing, which both need an instance:
+        no-capacity: EC2 has no such instance to give; profile-invalid: nor lets it have its profile;
+        ssm-agent: the agent on the instance never answers, as without AmazonSSMManagedInstanceCore or a way out;
+        step-fails: a step ends with exit code 1; step-hangs: it goes on until its time limit;
+        internal-error: AWS's own, without a reason that helps.
+    While building: image-fails: no image can be made of the instance.
+    While distributing: name-duplicate, quota: the image cannot be registered.
+    In any phase: cancelled: somebody else cancels it.
+    """
+
+    kind: Literal["image-build-fails"] = "image-build-fails"
+    phase: Literal["building", "testing", "distributing"] = "building"
+    how: Literal[
+        "no-capacity",
+        "profile-invalid",
+        "ssm-agent",
+        "step-fails",
+        "step-hangs",
+        "internal-error",
+        "image-fails",
+        "name-duplicate",
+        "quota",
+        "cancelled",
+    ] = "step-fails"
+    component: str = "*"
+    """Name of the component whose step it is, for step-fails and step-hangs."""
+    step: str = "*"
+    """The step; of all that match the first."""
+
+    @model_validator(mode="after")
+    def _can_happen(self) -> Self:
+        possible = _WAYS[self.phase]
+        if self.how not in possible:
+            msg = f"{self.how} cannot happen while {self.phase}; choose from {', '.join(sorted(possible))}"
+            raise ValueError(msg)
+        return self
+
+
+_ON_AN_INSTANCE = {"no-capacity", "profile-invalid", "ssm-agent", "step-fails", "step-hangs"}
+_WAYS = {
+    "building": _ON_AN_INSTANCE | {"image-fails", "internal-error", "cancelled"},
+    "testing": _ON_AN_INSTANCE | {"internal-error", "cancelled"},
+    "distributing": {"name-duplicate", "quota", "internal-error", "cancelled"},
+}
+
+
+class ImageBuildSlow(ImageBuildFault):
+    """A phase of a build lasts longer."""
+
+    kind: Literal["image-build-slow"] = "image-build-slow"
+    phase: Literal["building", "testing", "distributing"] = "building"
+    seconds: NonNegativeFloat = 1.0
+
+
+class BuildLogLate(ImageBuildFault):
+    """The log of a build comes ``seconds`` late, its group too where it is new; with None it never does."""
+
+    kind: Literal["build-log-late"] = "build-log-late"
+    seconds: NonNegativeFloat | None = None
+
+
 AnyFault = Annotated[
     NoCapacity
     | PriceTooLow
@@ -232,7 +319,11 @@ AnyFault = Annotated[
     | SshWrongHostKey
     | NeverBoots
     | DiskFull
-    | ResultsCut,
+    | ResultsCut
+    | ImageCreationFails
+    | ImageBuildFails
+    | ImageBuildSlow
+    | BuildLogLate,
     Field(discriminator="kind"),
 ]
 _FAULT: TypeAdapter[AnyFault] = TypeAdapter(AnyFault)

@@ -5,13 +5,14 @@ import functools
 import shutil
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
 from runner.errors import UsageError
+from runner.rehearsal import furniture
 from runner.rehearsal.computer import RealComputer
 from runner.rehearsal.faults import (
     Armed,
@@ -28,6 +29,7 @@ from runner.rehearsal.faults import (
     SshRefused,
     Stage,
 )
+from runner.rehearsal.homes import Homes
 from runner.rehearsal.machine import ITSELF, USER, Birth, Computer, Machine, Reason
 from runner.rehearsal.openssh import OpensshComputer
 from runner.rehearsal.power import Power
@@ -37,6 +39,7 @@ from runner.rehearsal.trainings import Lookout, Trainings
 
 T = TypeVar("T")
 ACTIONS = ("kill", "stop", "shutdown", "notice", "drop-ssh", "hang-ssh")
+_COPIES = 4  # images that are made at once
 _SEEN_BY_OPENSSH = {Stage.BOOT, Stage.CONNECT}
 
 
@@ -44,7 +47,10 @@ class Hall:
     """Makes machines and ends them. All methods may be called from any thread.
 
     Args:
-        root: folder for the machines' own folders.
+        root: folder for the machines' own folders, the images' and what all machines share.
+
+    Attributes:
+        homes: what the images hold.
     """
 
     def __init__(self, root: Path, settings: Settings) -> None:
@@ -53,6 +59,12 @@ class Hall:
         self.trainings = Trainings()
         self._folder = root.resolve() / "machines"
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._stand_ins = root.resolve() / "stand-ins"
+        furniture.build(self._stand_ins)
+        self.homes = Homes(root.resolve() / "images")
+        self._working = ThreadPoolExecutor(_COPIES, thread_name_prefix="images")
+        self._work: list[Future[None]] = []
+        self._hurry = threading.Event()
         self._machines: dict[str, Machine] = {}
         self._power = Power(self._folder)
         self._loop = asyncio.new_event_loop()
@@ -160,6 +172,29 @@ class Hall:
         found = self._power.processes(set(instances or self._machines))
         return {machine: [_described(process) for process in processes] for machine, processes in found.items()}
 
+    def work(self, machine: Machine, work: Callable[[], None]) -> None:
+        """Do something with a machine in a thread of its own; a defect in it is the machine's."""
+
+        def do() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told among the defects
+                machine.failure = error
+
+        self._work.append(self._working.submit(do))
+
+    def wait(self, seconds: float) -> None:
+        """Wait, within ``work``; shorter when all ends."""
+        self._hurry.wait(seconds)
+
+    def power_cycle(self, machine: Machine, meanwhile: Callable[[], None]) -> None:
+        """Switch a machine off, do something, and let it boot again; its state stays what it is. Within ``work``."""
+        self._in_loop(machine.down())
+        try:
+            meanwhile()
+        finally:
+            self._loop.call_soon_threadsafe(machine.up)
+
     def reset(self, settings: Settings) -> None:
         """End all machines, and forget them and all faults. Returns when nothing of them is left.
 
@@ -170,6 +205,11 @@ class Hall:
         for machine in self.machines():
             machine.end(USER)
         self._in_loop(self._all_off())
+        self._hurry.set()
+        for work in self._work:
+            work.result()
+        self._work.clear()
+        self._hurry.clear()
         self._machines.clear()
         self.trainings.forget()
         self.settings = settings
@@ -180,6 +220,7 @@ class Hall:
     def close(self) -> None:
         """End everything: no machine and no thread is left."""
         self.reset(self.settings)
+        self._working.shutdown()
         self._lookout.close()
         self._power.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -205,7 +246,7 @@ class Hall:
         if self.settings.trainings == "simulated":
             return SimulatedComputer(self._folder / birth.id, self.trainings)
         kind = OpensshComputer if self.settings.sshd == "openssh" else RealComputer
-        return kind(self._folder / birth.id, self._power)
+        return kind(self._folder / birth.id, self._power, self.homes, self._stand_ins)
 
     def _homes(self) -> dict[str, Path]:
         return {

@@ -18,6 +18,7 @@ from moto.ec2.models.subnets import Subnet
 from runner.rehearsal.calls import CallLog
 from runner.rehearsal.faults import NoCapacity, PriceTooLow, QuotaReached
 from runner.rehearsal.hall import Hall
+from runner.rehearsal.images import is_bare
 from runner.rehearsal.launch_request import LaunchRequest, check_request, refuse
 from runner.rehearsal.machine import Birth, Machine
 
@@ -164,8 +165,9 @@ class Launcher:
         return reservation
 
     def forget(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens, and what images held."""
         self._tokens.clear()
+        self.hall.homes.keep_only(set())
 
     def close(self) -> None:
         """End the thread that removes volumes."""
@@ -185,6 +187,7 @@ class Launcher:
 
     def _switch_on(self, backend: EC2Backend, instance: Instance, request: LaunchRequest) -> None:
         key = backend.key_pairs.get(request.key_name)
+        image = backend.amis[request.image]
         birth = Birth(
             id=instance.id,
             address=str(instance.private_ip),
@@ -195,6 +198,10 @@ class Launcher:
             public_key=key.public_key if key else "",
             ends_on_shutdown=request.shutdown == "terminate",
             tags=dict(request.tags),
+            image=request.image,
+            architecture=image.architecture or "x86_64",
+            gpus=_gpus_of(instance.instance_type),
+            bare=is_bare(image),
             imds_enabled=request.metadata.get("HttpEndpoint", "enabled") == "enabled",
             imds_needs_token=request.metadata.get("HttpTokens", "optional") == "required",
         )
@@ -219,6 +226,17 @@ class Launcher:
 def vcpus_of(instance_type: str) -> int:
     """Return how many vCPUs an instance type has."""
     return int(INSTANCE_TYPES[instance_type]["VCpuInfo"]["DefaultVCpus"])
+
+
+def _gpus_of(instance_type: str) -> tuple[tuple[str, int], ...]:
+    """Return name and MiB of each of NVIDIA's GPUs that an instance type has."""
+    known = INSTANCE_TYPES[instance_type].get("GpuInfo", {}).get("Gpus", ())
+    return tuple(
+        (f"NVIDIA {gpu['Name']}", int(gpu["MemoryInfo"]["SizeInMiB"]))
+        for gpu in known
+        if gpu["Manufacturer"] == "NVIDIA"
+        for _ in range(int(gpu["Count"]))
+    )
 
 
 def _refuse_quota(request: LaunchRequest) -> NoReturn:

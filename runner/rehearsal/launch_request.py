@@ -59,8 +59,10 @@ def read_request(parameters: Mapping[str, Any], template: Mapping[str, Any]) -> 
         shutdown=data.get("InstanceInitiatedShutdownBehavior", "stop"),
         market="spot" if market.get("MarketType") == "spot" else "on-demand",
         max_price=float(price) if price else None,
-        tags=_tags(template, "instance") | _tags(parameters, "instance"),
-        volume_tags=_tags(template, "volume") | _tags(parameters, "volume"),
+        tags=tags_for(template.get("TagSpecifications"), "instance")
+        | tags_for(parameters.get("TagSpecifications"), "instance"),
+        volume_tags=tags_for(template.get("TagSpecifications"), "volume")
+        | tags_for(parameters.get("TagSpecifications"), "volume"),
         token=parameters.get("ClientToken") or "",
         public=bool(interface.get("AssociatePublicIpAddress", True)),
     )
@@ -86,6 +88,16 @@ def with_template_tags(request: LaunchRequest, template: str, version: int) -> L
     """Add the tags that AWS itself sets on what comes from a launch template."""
     own = {"aws:ec2launchtemplate:id": template, "aws:ec2launchtemplate:version": str(version)} if template else {}
     return replace(request, tags={**request.tags, **own})
+
+
+def tags_for(specifications: Sequence[Mapping[str, Any]] | None, kind: str) -> dict[str, str]:
+    """Return the tags that a call's TagSpecifications have for a kind of resource."""
+    return {
+        tag["Key"]: tag.get("Value", "")
+        for specification in specifications or ()
+        if specification.get("ResourceType") == kind
+        for tag in specification.get("Tags", ())
+    }
 
 
 def refuse(code: str, message: str) -> NoReturn:
@@ -148,12 +160,3 @@ def _check_tags(request: LaunchRequest) -> None:
 def _sized(device: Mapping[str, Any]) -> dict[str, Any]:
     """Give a volume the size of its image's snapshot when the call names none, as AWS does; moto wants one."""
     return {**device, "Ebs": {"VolumeSize": _IMAGE_GB, **device.get("Ebs", {})}}
-
-
-def _tags(data: Mapping[str, Any], kind: str) -> dict[str, str]:
-    return {
-        tag["Key"]: tag.get("Value", "")
-        for specification in data.get("TagSpecifications") or ()
-        if specification.get("ResourceType") == kind
-        for tag in specification.get("Tags", ())
-    }

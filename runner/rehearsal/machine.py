@@ -40,6 +40,10 @@ class Birth:
     public_key: str  # as in authorized_keys; "" lets nobody in
     ends_on_shutdown: bool  # InstanceInitiatedShutdownBehavior is terminate
     tags: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
+    architecture: str = "x86_64"
+    gpus: tuple[tuple[str, int], ...] = ()  # name and MiB of each
+    bare: bool = False  # nothing of settings.image.path is on PATH
     imds_enabled: bool = True
     imds_needs_token: bool = True
 
@@ -192,6 +196,18 @@ class Machine:
         final = "stopped" if stop else "terminated"
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._power_off(final)))
 
+    def reboot(self) -> None:
+        """Switch off and on again; the state stays what it is."""
+        self._spawn(self._off_and_on())
+
+    async def down(self) -> None:
+        """Cut the power, unless the machine ends; nothing runs afterwards, and the timer of `shutdown` is forgotten."""
+        await asyncio.wait([self._spawn(self._down())])  # its end comes first, and cancels this
+
+    def up(self) -> None:
+        """Boot again after ``down``, unless the machine ends."""
+        self._spawn(self._boot(first=False))
+
     def interrupt(self, seconds: float) -> None:
         """Give a spot notice, and end when it is over."""
         if not self.is_on:
@@ -259,6 +275,8 @@ class Machine:
     # -- inside --------------------------------------------------------------------------------------------------
 
     async def _boot(self, *, first: bool) -> None:
+        if not self.is_on:
+            return
         never = next((fault for fault in self.faults if isinstance(fault, NeverBoots)), None)
         began = self._loop.time()
         await self.computer.start()
@@ -266,15 +284,19 @@ class Machine:
         if never and never.state == "pending":
             return
         with self._lock:
-            if self.state != "pending":
+            if not self.is_on:
                 return
-            self._move("running", NO_REASON)
+            if self.state == "pending":
+                self._move("running", NO_REASON)
         self.reach(Stage.BOOT)
         if never:
             self.say("rehearsal: this machine hangs before its sshd starts")
             return
         if first:
             self._spawn(self.computer.first_boot())
+        await self._serve(began)
+
+    async def _serve(self, began: float) -> None:
         await self._sleep_until(began + self.settings.ssh_seconds)
         for fault in self.faults:
             if isinstance(fault, SshRefused):
@@ -309,6 +331,20 @@ class Machine:
                 self._move(state, self.reason)
         self.is_over.set()
 
+    async def _off_and_on(self) -> None:
+        await self._down()
+        await self._boot(first=False)
+
+    async def _down(self) -> None:
+        if self.is_on:
+            self.say("rehearsal: switched off and on again")
+            self.shutdown_in(None)
+            others = self._tasks - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self.computer.off()
+
     def _shut_itself_down(self) -> None:
         self.say("rehearsal: shutdown")
         self.end(ITSELF, stop=not self.birth.ends_on_shutdown)
@@ -327,10 +363,11 @@ class Machine:
         self.state, self.reason = state, reason
         self._moved(self)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

@@ -133,7 +133,8 @@ class Power:
                     orders.append(more)
             self._end({machine for machine, _ in orders})
             for _, done in orders:
-                done.set_result(None)
+                if done.set_running_or_notify_cancel():  # who waited may have given up
+                    done.set_result(None)
             if last:
                 return
 

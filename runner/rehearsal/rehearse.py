@@ -3,40 +3,27 @@
 The event's own store, predictions and logs are not touched: everything is written to a temporary folder.
 """
 
-import json
 import logging
 import math
-import os
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.aws.ledger import Ledger
-from runner.config import AwsSection, EventConfig, load_config
-from runner.errors import LaunchStopped, UsageError
+from runner.errors import LaunchStopped
 from runner.event import open_event
 from runner.layout import instances_file
 from runner.records import Outcome
 from runner.rehearsal.client import Rehearsal
+from runner.rehearsal.emulation import SSH_SECONDS, emulated
 from runner.rehearsal.faults import parse
 from runner.states import State
-from runner.transport.ssh import new_host_key
-from runner.workers.aws import AWSWorker
 
 logger = logging.getLogger(__name__)
-# From the launch on. A real instance takes longer, from which nothing more could be seen.
-SSH_SECONDS, STATUS_SECONDS = 5.0, 20.0
-_KEY_NAME = _GROUP = "rehearsal"
-_REGION = "eu-west-3"
-_NEVER = {"access_key_id", "secret_access_key", "profile_name", "ami_image_id", "instance_profile", "launch_template"}
 
 
 class _Silent:
@@ -66,28 +53,11 @@ def rehearse(
         ConfigError, UsageError: the config has problems, is not for AWS, or a fault is not known.
         RehearsalFailed: this machine cannot emulate AWS.
     """
-    event = load_config(config, deployment_dir=deployment_dir)
-    if not isinstance(event.worker, AwsSection):
-        msg = f"only an event with worker_type aws can be rehearsed, this one has {event.worker.worker_type}"
-        raise UsageError(msg)
     mixture = parse(faults)
-    with tempfile.TemporaryDirectory(prefix="ramp-rehearsal-") as temporary:
-        folder = Path(temporary)
-        chosen = {
-            "region": event.worker.region_name or _REGION,
-            "user": event.worker.ami_user_name,
-            "ssh_seconds": SSH_SECONDS,
-            "status_seconds": STATUS_SECONDS,
-            "image": {
-                "links": {f"ramp-kits/{event.ramp.problem_name}": str(event.ramp.kit_dir)},
-                "path": [_programs()],
-            },
-            **(settings or {}),
-        }
-        with Rehearsal(folder / "aws", chosen) as aws, _environment(aws.environment), _patience():
-            written = _write_config(event, folder, aws)
-            aws.arm(*mixture)
-            return _run(written, aws, boot=float(chosen["ssh_seconds"]))
+    chosen = {"ssh_seconds": SSH_SECONDS, **(settings or {})}
+    with emulated(config, deployment_dir=deployment_dir, settings=chosen) as emulation:
+        emulation.aws.arm(*mixture)
+        return _run(emulation.config, emulation.aws, boot=float(chosen["ssh_seconds"]))
 
 
 def _run(config: Path, aws: Rehearsal, *, boot: float) -> dict[str, Any]:
@@ -157,75 +127,3 @@ def _launched(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"instance_type": kind, "market": market, "zone": zone, "count": count}
         for (kind, market, zone), count in sorted(counted.items())
     ]
-
-
-def _write_config(event: EventConfig, folder: Path, aws: Rehearsal) -> Path:
-    """Write the event's config for the rehearsal, with an account of its own, and return the file."""
-    worker = event.worker.model_dump(mode="json", exclude=_NEVER)
-    name = worker["ami_image_name"] or "rehearsed image"
-    login = new_host_key()  # any key pair would do
-    key = folder / "key"
-    key.touch(mode=0o600)
-    key.write_text(login.private)
-    now = datetime.now(UTC)
-    aws.seed(
-        images=[{"name": name, "created": now.isoformat()}],
-        key_name=_KEY_NAME,
-        public_key=login.public,
-        security_group=_GROUP,
-    )
-    worker |= {
-        "ami_image_name": name,
-        "region_name": aws.environment["AWS_REGION"],
-        "key_name": _KEY_NAME,
-        "key_path": str(key),
-        "security_group": _GROUP,
-        "subnets": [],
-        "zones": [],
-        "ssh_port": aws.ssh_port,
-        "stack_outputs": str(folder / "none.json"),
-        "remote_ramp_kit_folder": f"~/ramp-kits/{event.ramp.problem_name}",
-    }
-    keys = {
-        **event.ramp.model_dump(mode="json"),
-        **event.dispatcher.model_dump(mode="json"),
-        **worker,
-        "hunger_policy": "exit",
-        "predictions_dir": str(folder / "predictions"),
-        "logs_dir": str(folder / "logs"),
-    }
-    config = folder / "config.yml"
-    config.write_text(json.dumps({key: value for key, value in keys.items() if value is not None}))  # JSON is YAML
-    return config
-
-
-def _programs() -> str:
-    """Return the folder of ramp-test; the image of a rehearsal is the environment that ramp-cloud runs in."""
-    return str(Path(sys.executable).parent)
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Give a machine that never boots up after a minute in place of ten: emulated ones that boot do so in seconds."""
-    before = AWSWorker.patience
-    AWSWorker.patience = replace(before, boot=60.0)
-    try:
-        yield
-    finally:
-        AWSWorker.patience = before
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Let boto3 reach the emulation and nothing else."""
-    before = {name: os.environ.get(name) for name in {*variables, *(n for n in os.environ if n.startswith("AWS_"))}}
-    for name in before:
-        os.environ.pop(name, None)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

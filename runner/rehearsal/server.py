@@ -61,6 +61,8 @@ def serve(root: Path, settings: Settings) -> None:
     from runner.rehearsal.calls import CallLog
     from runner.rehearsal.control import Control
     from runner.rehearsal.hall import Hall
+    from runner.rehearsal.imagebuilder import ImageBuilder
+    from runner.rehearsal.lasting import Lasting, Stored
     from runner.rehearsal.launch import Launcher
     from runner.rehearsal.openssh import check_sshd
 
@@ -71,11 +73,15 @@ def serve(root: Path, settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a thousand machines have thousands of sockets
     lock = threading.RLock()
     calls = CallLog()
+    lasting = Lasting(root) if settings.lasting else None
     hall = Hall(root, settings)
     launcher = Launcher(hall, calls, lock)
     ec2.install(launcher)
     quotas.install(hall)
     account.build_network(hall)
+    builder = ImageBuilder(hall, launcher, lock)
+    if lasting:
+        lasting.load({"images": Stored(hall.homes), "imagebuilder": builder.store})
 
     def reset(values: dict[str, Any]) -> None:
         fixed = values.keys() & {"network", "ssh_port", "imds_port"}
@@ -85,16 +91,25 @@ def serve(root: Path, settings: Settings) -> None:
         wanted = load_settings(settings.model_dump() | values)
         if wanted.sshd == "openssh":
             check_sshd()
+        builder.builds.stop()  # without the lock, which they need to end
         with lock:
             hall.reset(wanted)
+            builder.forget()
             launcher.forget()
             calls.forget()
             api.limits.forget()
             account.forget_everything()
 
-    control = Control(hall, calls, seed=lambda values: account.seed(hall.settings, values), reset=reset)
-    api = Api(DomainDispatcherApplication(create_backend_app), control, hall, calls, lock)
+    control = Control(
+        hall,
+        calls,
+        seed=lambda values: account.seed(hall, values),
+        reset=reset,
+        defects=lambda: list(builder.defects),
+    )
+    api = Api(DomainDispatcherApplication(create_backend_app), builder, control, hall, calls, lock)
     server = make_server("127.0.0.1", 0, api, threaded=True)
+    builder.builds.endpoint = f"http://127.0.0.1:{server.port}"
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     signal.signal(signal.SIGINT, lambda *_: over.set())
@@ -109,7 +124,10 @@ def serve(root: Path, settings: Settings) -> None:
     late.daemon = True
     late.start()
     server.shutdown()
+    builder.builds.stop()
     hall.close()
+    if lasting:
+        lasting.save()
     launcher.close()
 
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from runner.errors import UsageError
 
+ACCOUNT = "123456789012"  # the one account that there is
+
 
 class Image(BaseModel):
     """What every machine's home folder and PATH hold when it starts."""
@@ -73,6 +75,18 @@ class Settings(BaseModel):
     """Instance type -> USD per hour on spot; an offer below it is refused. A type left out has any price."""
     seed: int = 0
     """Where the chance of faults begins."""
+
+    image_seconds: NonNegativeFloat = 0.0
+    """From CreateImage until the image is available, beside the time that copying takes."""
+    lasting: bool = False
+    """Whether images, and what Image Builder has, are kept in the root folder for the next server that starts there."""
+    component_builds: bool = True
+    """Whether a component of a known name and version becomes its next build, as since November 2025; else it is
+    refused."""
+    recipe_with_images_deletable: bool = True
+    """Whether a recipe may be deleted while images of it exist."""
+    image_phase_seconds: NonNegativeFloat = 0.0
+    """How long each phase of an image's build lasts at least."""
 
 
 def load_settings(values: object) -> Settings:

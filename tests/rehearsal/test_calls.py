@@ -1,6 +1,9 @@
 """EC2's calls as moto lacks them: once per token, in pools with capacity, states with delays, AWS's own error codes."""
 
+import time
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -282,12 +285,59 @@ def test_an_unknown_filter_is_refused(world: World) -> None:
     assert code_of(lambda: world.ec2.describe_instances(Filters=wrong)) == "InvalidParameterValue"
 
 
-def test_other_regions_and_services_are_not_emulated(world: World, clients: Callable[[str], Any]) -> None:
+def test_in_other_regions_there_are_images_and_nothing_else(world: World, clients: Callable[[str], Any]) -> None:
     elsewhere = boto3.client(
         "ec2",
         endpoint_url=world.rehearsal.url,
         region_name="us-east-1",
         **CREDENTIALS,
     )
-    assert code_of(elsewhere.describe_instances) == "AuthFailure"
+    assert elsewhere.describe_images(Owners=["self"])["Images"] == []
+    assert elsewhere.describe_instances()["Reservations"] == []
+    launch = {"ImageId": world.image, "InstanceType": "c5.large", "MinCount": 1, "MaxCount": 1}
+    assert code_of(lambda: elsewhere.run_instances(**launch)) == "AuthFailure"
+    assert code_of(lambda: elsewhere.create_security_group(GroupName="a", Description="b")) == "AuthFailure"
     assert code_of(clients("batch").describe_job_queues) != ""
+
+
+def test_s3_works_through_the_port(world: World, clients: Callable[[str], Any], tmp_path: Path) -> None:
+    s3, content = clients("s3"), b"\0\xff kit" * 1_000_000
+    s3.create_bucket(Bucket="kits", CreateBucketConfiguration={"LocationConstraint": "eu-west-3"})
+    assert code_of(lambda: s3.head_object(Bucket="kits", Key="a/b.tar.gz")) == "404"
+    (tmp_path / "kit").write_bytes(content)
+    s3.upload_file(str(tmp_path / "kit"), "kits", "a/b.tar.gz")
+    with (tmp_path / "kit").open("rb") as file:
+        s3.put_object(Bucket="kits", Key="a/c.tar.gz", Body=file)
+    assert s3.head_object(Bucket="kits", Key="a/b.tar.gz")["ContentLength"] == len(content)
+    s3.download_file("kits", "a/c.tar.gz", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == content
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket="kits", Prefix="a/")["Contents"]] == [
+        "a/b.tar.gz",
+        "a/c.tar.gz",
+    ]
+    url = s3.generate_presigned_url("get_object", Params={"Bucket": "kits", "Key": "a/b.tar.gz"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url) as answer:
+        assert answer.read() == content
+    calls = world.rehearsal.state(processes=False)["calls"]
+    assert {"PutObject", "GetObject", "HeadObject", "PutBucket", "GetBucket"} <= {call["action"] for call in calls}
+
+
+def test_secrets_parameters_and_logs_work_through_the_port(world: World, clients: Callable[[str], Any]) -> None:
+    secrets, ssm, logs = clients("secretsmanager"), clients("ssm"), clients("logs")
+    arn = secrets.create_secret(Name="iris/osf", SecretString="{}")["ARN"]
+    assert secrets.get_secret_value(SecretId=arn)["SecretString"] == "{}"
+    assert code_of(lambda: secrets.get_secret_value(SecretId="none")) == "ResourceNotFoundException"
+    ssm.put_parameter(Name="/iris", Value="v", Type="SecureString")
+    assert ssm.get_parameter(Name="/iris", WithDecryption=True)["Parameter"]["Value"] == "v"
+    assert code_of(lambda: ssm.get_parameter(Name="/none")) == "ParameterNotFound"
+    assert code_of(lambda: logs.get_log_events(logGroupName="a", logStreamName="b")) == "ResourceNotFoundException"
+    logs.create_log_group(logGroupName="a")
+    logs.create_log_stream(logGroupName="a", logStreamName="b")
+    first = logs.get_log_events(logGroupName="a", logStreamName="b", startFromHead=True)
+    event = {"timestamp": int(time.time() * 1000), "message": "line"}
+    logs.put_log_events(logGroupName="a", logStreamName="b", logEvents=[event])
+    token = first["nextForwardToken"]
+    page = logs.get_log_events(logGroupName="a", logStreamName="b", nextToken=token, startFromHead=True)
+    assert [each["message"] for each in page["events"]] == ["line"]
+    assert world.rehearsal.state(processes=False)["calls"][-1]["action"] == "GetLogEvents"

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -298,3 +300,14 @@ def test_a_machine_that_ends_while_it_boots_leaves_its_port_free(steps: int, tmp
         socket.create_server((birth.address, settings.imds_port)).close()
 
     asyncio.run(cut_short())
+
+
+def test_who_gives_up_waiting_for_the_power_does_not_break_the_switch(tmp_path: Path) -> None:
+    """In a process of its own, because the switch adopts orphans."""
+    script = (
+        "import pathlib, sys; from runner.rehearsal.power import Power; power = Power(pathlib.Path(sys.argv[1]))\n"
+        "for _ in range(20): power.off('i-0').cancel(); power.off('i-1').result(30)\n"
+        "power.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
