@@ -228,9 +228,7 @@ def _rule_for(worker_type: str) -> Schema:
     alone = ["image"] if model is AwsSection else []
     rule: Schema = {
         "properties": {**_flat(model), "worker": _section(model, closed=True)},
-        "propertyNames": {
-            "enum": ["ramp", "worker", "dispatcher", *alone, *known]
-        },
+        "propertyNames": {"enum": ["ramp", "worker", "dispatcher", *alone, *known]},
         "allOf": needed,
     }
     # The section must be there and name it: a file without one passes `properties` alone.
