@@ -213,7 +213,8 @@ def _watched(document: str, phase: str, step: Mapping[str, Any]) -> dict[str, An
     mark = f"{document} {phase} {step['name']}"
     commands: Sequence[Any] = step["inputs"]["commands"]
     script = "\n".join(str(command).rstrip("\n") for command in commands)
-    lines = ["set -euo pipefail", f"echo '{BEGIN} {mark}'", script, f"echo '{DONE} {mark}'"]
+    # One stream: AWSTOE reads two, and an error could come before the line that says which step it is of.
+    lines = ["set -euo pipefail", "exec 2>&1", f"echo '{BEGIN} {mark}'", script, f"echo '{DONE} {mark}'"]
     return {**step, "inputs": {"commands": ["\n".join(lines) + "\n"]}}
 
 

@@ -135,7 +135,7 @@ class RealComputer(Computer):
     def start_process(
         self, command: Sequence[str], *, environment: Mapping[str, str], cwd: Path
     ) -> "subprocess.Popen[bytes]":
-        """Start a process on the machine, its output and errors in one pipe. Called in the event loop's thread.
+        """Start a process on the machine, its output and errors in pipes. Called in the event loop's thread.
 
         Args:
             environment: all of it; see ``environment``.
@@ -151,7 +151,7 @@ class RealComputer(Computer):
             env={**environment, MARK: self.machine.birth.id},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
         self._power.awaited.add(process.pid)

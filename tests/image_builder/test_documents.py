@@ -61,8 +61,7 @@ def test_shellcheck_finds_nothing_in_what_aws_gets(everything: list[ImagePlan]) 
 def test_every_step_stops_at_the_first_error_and_marks_its_begin_and_end(everything: list[ImagePlan]) -> None:
     for name, script in _scripts(everything):
         lines = script.splitlines()
-        assert lines[0] == "set -euo pipefail"
-        assert lines[1] == f"echo '{BEGIN} {name}'"
+        assert lines[:3] == ["set -euo pipefail", "exec 2>&1", f"echo '{BEGIN} {name}'"]
         assert lines[-1] == f"echo '{DONE} {name}'"
         assert "exit 0" not in script, "a step that ends early would not say that it is done"
 
@@ -156,7 +155,7 @@ def test_what_aws_gets_says_what_the_document_says() -> None:
     assert check("own", Path("own.yaml"), written, {}) == [], "no value of a plan is needed any more"
     greet, wait = document.phases[0].steps
     assert script_of(greet) == (
-        "set -euo pipefail\necho 'ramp-cloud: begin own build greet'\necho '{{ greeting }}'\nid\n"
+        "set -euo pipefail\nexec 2>&1\necho 'ramp-cloud: begin own build greet'\necho '{{ greeting }}'\nid\n"
         "echo 'ramp-cloud: done own build greet'\n"
     )
     assert (greet.timeout_seconds, greet.max_attempts, greet.on_failure) == (7200, 1, "Abort")
