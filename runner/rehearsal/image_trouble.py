@@ -11,8 +11,8 @@ from runner.rehearsal.faults import ImageBuildFails, ImageBuildFault, ImageBuild
 _FAILING = "echo 'rehearsal: this step fails' >&2\nexit 1\n"
 _HANGING = "echo 'rehearsal: this step hangs'\nexec sleep 1000000\n"
 _HANGING_SECONDS = 0.5  # how long a step that hangs is waited for, whatever its time limit
-# What a script does before it begins in earnest: it says something.
-_OPENING = re.compile(r"(?:[ \t]*(?:set |echo |printf |#)[^\n]*\n|[ \t]*\n)*")
+# What a script does before it begins in earnest: it says something, and where to.
+_OPENING = re.compile(r"(?:[ \t]*(?:set |exec 2>&1|echo |printf |#)[^\n]*\n|[ \t]*\n)*")
 
 
 class Trouble:
