@@ -490,8 +490,7 @@ def build_image(
     with _release(config, deployment_dir, emulated=emulated) as release:
         from image_builder import view
 
-        if if_changed and (same := release.up_to_date()):
-            view.say(f"{same} holds what config.yml says (content {release.plan.content}); nothing is built.")
+        if if_changed and (same := release.unchanged(view.say)):
             view.show_image(same)
             return
         image = _follow(release, release.start)
@@ -604,7 +603,7 @@ def prune_images(
     with _release(config, deployment_dir, emulated=emulated) as release:
         from image_builder import view
 
-        pruned = release.prune(_number(keep, "--keep", int) if keep else 0, really=yes)
+        pruned = release.prune(_number(keep, "--keep", int) if keep else None, really=yes)
     if json_:
         _print_json(pruned.as_json())
     else:

@@ -107,11 +107,20 @@ class Release:
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def up_to_date(self) -> str | None:
-        """Return the id of the newest image when it already holds what config.yml says, otherwise None."""
+    def unchanged(self, say: Callable[[str], None]) -> str | None:
+        """Return the id of the newest image when it already holds what config.yml says, otherwise None.
+
+        One that was never tested, because its test was interrupted, is tested now.
+
+        Raises:
+            ImageError: it failed its test.
+        """
         ec2 = Ec2(self.session)
         found = up_to_date(self.plan, ec2.images(self.plan.name), account=ec2.account())
-        return found.id if found else None
+        if found is None:
+            return None
+        say(f"{found.id} holds what config.yml says (content {self.plan.content}); nothing is built")
+        return found.id if found.accepted else self.accepted({self.session.region(): found.id}, say)
 
     def start(self, heard: Heard) -> Build:
         """Start a build, once it is certain that the pipeline is that of the config."""
@@ -195,14 +204,14 @@ class Release:
             accepted_only=self.keys["require_accepted"],
         )
 
-    def prune(self, keep: int = 0, *, really: bool) -> Pruned:
-        """Find what goes if so many images are kept (0: as many as config.yml says), and remove it if ``really``.
+    def prune(self, keep: int | None = None, *, really: bool) -> Pruned:
+        """Find what goes if so many images are kept, or as many as config.yml says, and remove it if ``really``.
 
         Raises:
             ConfigError: nothing says how many.
             UsageError: that is no number of images.
         """
-        number = keep or self.section.keep
+        number = self.section.keep if keep is None else keep
         if number is None:
             msg = f"{self.config.path}: image.keep: is not set; set it, or give --keep N"
             raise ConfigError(msg)

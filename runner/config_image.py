@@ -137,6 +137,9 @@ class ImageSection(Section):
             yield "kit_ref", "belongs to a git repository; give its address as kit, or leave kit_ref out"
         if keys.get("gpu") is True and base.startswith("amazon-linux"):
             yield "gpu", "is only made for Ubuntu; choose a base of Ubuntu, or the id of an image that has the drivers"
+        regions, region = keys.get("regions"), worker.get("region_name")
+        if isinstance(regions, list) and regions and isinstance(region, str) and region not in regions:
+            yield "regions", f"leave out region_name, {region}, where the event looks for its image; add it"
         yield from _data_conflicts(keys)
 
 

@@ -67,6 +67,7 @@ def test_from_a_config_to_images_and_old_ones_that_go(tmp_path: Path) -> None:
     same, said = organiser.builds("--if-changed")
     assert same == first
     assert "nothing is built" in said
+    assert "training" not in said, "it has passed its test already"
 
     with (tmp_path / "ramp-kits" / "iris" / "problem.py").open("a") as problem:
         problem.write("\n# the second edition\n")

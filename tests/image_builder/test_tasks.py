@@ -31,6 +31,7 @@ WITHOUT = {key: value for key, value in KEYS.items() if key != "image"}
         (KEYS, ["prune-images"], 2, "config.yml: image.keep: is not set; set it, or give --keep N"),
         (KEYS, ["prune-images", "--keep", "few"], 2, "--keep cannot be 'few'; give a number"),
         (KEYS, ["prune-images", "--keep=-1"], 2, "--keep cannot be -1; at least the newest image stays"),
+        ({**KEYS, "image": {"keep": 3}}, ["prune-images", "--keep", "0"], 2, "--keep cannot be 0; at least the newest"),
         (KEYS, ["sweep", "--older-than", "soon"], 2, "--older-than cannot be 'soon'; give a number"),
         (KEYS, ["bake-image", "--local", "here"], 1, "image.kit: the kit cannot be read"),
         ({**KEYS, "image": {"documents": ["no.yaml"]}}, ["bake-image", "--local", "here"], 2, "no.yaml"),

@@ -109,6 +109,7 @@ def test_documents_are_files_beside_the_config(tmp_path: Path) -> None:
         ({"data": "osf", "data_secret": "two words"}, "image.data_secret: cannot be 'two words'; allowed: the name"),
         ({"gpu": True, "base": "amazon-linux-2023"}, "image.gpu: is only made for Ubuntu"),
         ({"regions": ["eu-west-1a"]}, "image.regions: cannot be"),
+        ({"regions": ["us-east-1"]}, "image.regions: leave out region_name, eu-west-1, where the event looks"),
         ({"schedule": "daily"}, "image.schedule: cannot be 'daily'; allowed: `weekly`, `monthly`"),
         ({"keep": 0}, "image.keep: cannot be 0; allowed: a whole number ≥ 1"),
         ("iris", "image: is a section: write its keys under it, indented; found 'iris'"),
