@@ -134,7 +134,7 @@ MATTERS: dict[str, Callable[[IrisEvent], Any]] = {
     "git": lambda event: event.image.update(kit="https://example.org/kit", kit_ref=COMMIT),
 }
 DOES_NOT_MATTER: dict[str, Callable[[IrisEvent], Any]] = {
-    "regions": lambda event: event.image.update(regions=["us-east-1"]),
+    "regions": lambda event: event.image.update(regions=["eu-west-1", "us-east-1"]),
     "schedule": lambda event: event.image.update(schedule="monthly"),
     "keep": lambda event: event.image.update(keep=3),
     "builder's type": lambda event: event.image.update(instance_type="t3.xlarge"),
