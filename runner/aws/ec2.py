@@ -199,6 +199,8 @@ class Ec2(Lookup):
         except AwsError as error:
             # One unknown id makes AWS refuse all: leave out those that it names, or find them by halves.
             code = str(error.fields.get("code"))
+            if code == "OperationNotPermitted" and len(ids) > 1:
+                return self._terminate_each(ids)
             if code not in {"InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"}:
                 raise
             named = set(ids) & set(_INSTANCE_ID.findall(f"{error.message} {error.detail}"))
@@ -209,6 +211,21 @@ class Ec2(Lookup):
             half = len(ids) // 2
             return self._terminate(ids[:half]) | self._terminate(ids[half:])
         return set()
+
+    def _terminate_each(self, ids: list[str]) -> set[str]:
+        """Terminate all but those that somebody has protected from it; then say so, as AWS does."""
+        unknown: set[str] = set()
+        refused: AwsError | None = None
+        for each in ids:
+            try:
+                unknown |= self._terminate([each])
+            except AwsError as error:
+                if error.fields.get("code") != "OperationNotPermitted":
+                    raise
+                refused = error
+        if refused is not None:
+            raise refused
+        return unknown
 
     def _create_fleet(
         self, template: str, overrides: list[dict[str, str]], parameters: dict[str, Any]

@@ -374,3 +374,16 @@ def test_no_default_vpc_is_told_by_its_key(ec2: Ec2, raw: Any) -> None:
     with pytest.raises(ConfigError, match="no default VPC; name subnets"):
         ec2.security_group("default")
     assert ec2.subnets() == []
+
+
+def test_one_that_is_protected_spares_nobody_else(ec2: Ec2, spec: LaunchSpec) -> None:
+    launched = ec2.run_instances(spec, Pool(instance_type="t3.medium"), count=3, token=FIRST, tags=tags_for(3))
+    ids = sorted(each.id for each in launched)
+    protect = {"InstanceId": ids[1], "DisableApiTermination": {"Value": True}}
+    ec2._session.call("ec2", "modify_instance_attribute", **protect)  # noqa: SLF001 - somebody does it in the console
+
+    with pytest.raises(AwsError) as told:
+        ec2.terminate([*ids, "i-00000000000000001"])
+    assert told.value.fields["code"] == "OperationNotPermitted"
+    states = {each.id: each.state for each in ec2.describe(ids=ids)}
+    assert states == {ids[0]: "terminated", ids[1]: "running", ids[2]: "terminated"}
