@@ -568,7 +568,7 @@ def end(program):
         pytest.param("open(run + '/outcome.json', 'w').write('[]')", Cause.INTERRUPTED, id="forges an empty outcome"),
         pytest.param(
             "open(run + '/outcome.json', 'w').write('{\"returncode\": \"x\"}')",
-            Cause.INFRA_ERROR,
+            Cause.INTERRUPTED,
             id="forges an outcome",
         ),
     ],
