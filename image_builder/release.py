@@ -166,7 +166,7 @@ class Release:
     # -- testing -------------------------------------------------------------------------------------------------
 
     def newest(self) -> str:
-        """Return the id of the image that `./inv test-image` means when it is told none: the newest, tested or not."""
+        """Return the id of the image that `./inv test-image` means when told none: the newest that did not fail."""
         image = Ec2(self.session).image(name=self.section.name)
         return image.id
 
