@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from runner.config_image import ImageSection
+from runner.config_infra import InfraSection
 from runner.config_types import (
     IN_REGION,
     AwsName,
@@ -357,6 +358,8 @@ class EventConfig(BaseModel):
     store: StoreSection
     image: ImageSection | None = None
     """How the event's image is built, None where config.yml does not say."""
+    infra: InfraSection | None = None
+    """What `pulumi up` makes for the event, None where config.yml does not say."""
     warnings: tuple[str, ...] = ()
     """What should be mended and does not keep the event from running, each with file, line and key."""
 

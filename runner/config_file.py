@@ -27,12 +27,14 @@ from runner.config import (
     worker_section,
 )
 from runner.config_image import ImageSection, with_defaults
+from runner.config_infra import InfraSection
 from runner.config_types import Words
 from runner.errors import ConfigError
 from runner.yaml_lines import KeyPath, YamlDocument, read_scalar, read_yaml
 
 SECTIONS = ("ramp", "worker", "dispatcher")
-ALONE = "image"  # a section whose keys never stand at the top level: `name` there would say nothing
+# Sections whose keys never stand at the top level: `name` there would say nothing.
+ALONE: dict[str, type[ImageSection | InfraSection]] = {"image": ImageSection, "infra": InfraSection}
 Model = TypeVar("Model", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _SECRETS = {"database", "secret_access_key", "access_key_id"}  # never repeated in a message
@@ -55,7 +57,7 @@ class _Reading:
     document: YamlDocument
     problems: list[Problem] = field(default_factory=list)
     values: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {name: {} for name in (*SECTIONS, "store", ALONE)}
+        default_factory=lambda: {name: {} for name in (*SECTIONS, "store", *ALONE)}
     )
     origins: dict[tuple[str, str], KeyPath] = field(default_factory=dict)
     variables: set[tuple[str, str]] = field(default_factory=set)
@@ -91,7 +93,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     store = _check(reading, "store", StoreSection, deployment)
     for key, text in (model or WorkerSection).conflicts(reading.values["worker"]):
         reading.add_problem(_place_of(reading, "worker", key), text)
-    image = _image(reading, model, deployment)
+    image, infra = _image(reading, model, deployment), _infra(reading, model, deployment)
     if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
     return EventConfig.model_construct(
@@ -102,6 +104,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
         dispatcher=dispatcher,
         store=store,
         image=image and _with_default_image(image, worker, ramp, deployment),
+        infra=infra,
         warnings=tuple(_warnings(reading)),
     )
 
@@ -179,7 +182,7 @@ def _models(model: type[WorkerSection] | None) -> dict[str, type[BaseModel]]:
         "worker": model or WorkerSection,
         "dispatcher": DispatcherSection,
         "store": StoreSection,
-        ALONE: ImageSection,
+        **ALONE,
     }
 
 
@@ -195,7 +198,7 @@ def _homes(model: type[WorkerSection] | None) -> dict[str, str]:
 def _sort_into_sections(reading: _Reading, model: type[WorkerSection] | None) -> None:
     homes = _homes(model)
     for key, value in reading.document.data.items():
-        if key in (*SECTIONS, ALONE):
+        if key in (*SECTIONS, *ALONE):
             if isinstance(value, Mapping):
                 for inner, inner_value in value.items():
                     _place(reading, (key, inner), inner_value, homes, model)
@@ -211,8 +214,8 @@ def _place(
     key = str(key_path[-1])
     written_in = str(key_path[0]) if len(key_path) == 2 else None
     home = homes.get(key)
-    if written_in == ALONE:
-        home = ALONE if key in ImageSection.model_fields else None
+    if written_in in ALONE:
+        home = written_in if key in ALONE[written_in].model_fields else None
     elif home is None and model is OwnSection:
         # The keys of somebody's own worker are not known here; one that is nearly ours is a slip of the pen.
         slip = written_in is None and _nearest(key, homes, cutoff=0.8)
@@ -234,21 +237,24 @@ def _place(
 
 def _refuse_key(reading: _Reading, key_path: KeyPath, homes: dict[str, str]) -> None:
     key = str(key_path[-1])
-    if key_path[0] == ALONE:
-        known = list(ImageSection.model_fields)
+    if len(key_path) > 1 and key_path[0] in ALONE:
+        known = list(ALONE[str(key_path[0])].model_fields)
         hint = _nearest(key, known) or f"; allowed: {', '.join(known)}"
         reading.add_problem(key_path, f"is not a known key{hint}")
         return
     if key in ImageSection.model_fields:
-        reading.add_problem(key_path, f"is a key of the section {ALONE}; move it there")
+        reading.add_problem(key_path, "is a key of the section image; move it there")
         return
     owners = [name for name, section in WORKER_SECTIONS.items() if key in section.model_fields]
     if owners:
         reading.add_problem(key_path, f"is a key of worker_type {' and '.join(owners)} only; remove it")
         return
+    if key in InfraSection.model_fields:
+        reading.add_problem(key_path, "is a key of the section infra; move it there")
+        return
     known = [name for name, home in homes.items() if len(key_path) == 1 or home == key_path[0]]
     if len(key_path) == 1:
-        known += (*SECTIONS, ALONE)
+        known += (*SECTIONS, *ALONE)
     hint = _nearest(key, known) or _nearest(key, homes) or f"; allowed: {', '.join(sorted(known))}"
     reading.add_problem(key_path, f"is not a known key{hint}")
 
@@ -339,15 +345,30 @@ def _shown(value: object) -> str:
 
 def _image(reading: _Reading, model: type[WorkerSection] | None, deployment: Path) -> ImageSection | None:
     """Check the section that tells how the event's image is built; only events on EC2 have one."""
-    if ALONE not in reading.document.data:
+    if not _is_for_aws(reading, "image", "the only one that runs on images", model):
         return None
-    if model is not AwsSection:
-        if model is not None:
-            reading.add_problem((ALONE,), "is for worker_type aws, the only one that runs on images; remove it")
+    for key, text in ImageSection.conflicts(reading.values["image"], reading.values["worker"]):
+        reading.add_problem(_place_of(reading, "image", key), text)
+    return _check(reading, "image", ImageSection, deployment)
+
+
+def _infra(reading: _Reading, model: type[WorkerSection] | None, deployment: Path) -> InfraSection | None:
+    """Check the section that tells what `pulumi up` makes; only events on EC2 have one."""
+    if not _is_for_aws(reading, "infra", "the only one that needs anything in AWS", model):
         return None
-    for key, text in ImageSection.conflicts(reading.values[ALONE], reading.values["worker"]):
-        reading.add_problem(_place_of(reading, ALONE, key), text)
-    return _check(reading, ALONE, ImageSection, deployment)
+    image = reading.values["image"] if "image" in reading.document.data else None
+    for key, text in InfraSection.conflicts(reading.values["infra"], image):
+        reading.add_problem(_place_of(reading, "infra", key), text)
+    return _check(reading, "infra", InfraSection, deployment)
+
+
+def _is_for_aws(reading: _Reading, section: str, why: str, model: type[WorkerSection] | None) -> bool:
+    """Whether the file has a section and may have it."""
+    if section not in reading.document.data:
+        return False
+    if model is not None and model is not AwsSection:
+        reading.add_problem((section,), f"is for worker_type aws, {why}; remove it")
+    return model is AwsSection
 
 
 def _with_default_image(

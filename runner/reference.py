@@ -23,6 +23,7 @@ from runner.config import (
 )
 from runner.config_file import allowed_values
 from runner.config_image import ImageSection
+from runner.config_infra import InfraSection
 
 Fields = dict[str, FieldInfo]
 Schema = dict[str, Any]
@@ -72,13 +73,15 @@ def render_key_table() -> str:
 
 def render_schema() -> str:
     """Return docs/config.schema.json: a JSON Schema (draft 7) of both ways to write a config.yml."""
-    models: list[type[BaseModel]] = [RampSection, WorkerSection, DispatcherSection, StoreSection, ImageSection]
+    models: list[type[BaseModel]] = [RampSection, WorkerSection, DispatcherSection, StoreSection]
+    models += [ImageSection, InfraSection]
     models += WORKER_SECTIONS.values()
     sections = {
         "ramp": _section(RampSection, closed=True),
         "worker": {"type": ["object", "null"], "description": "What runs the submissions."},
         "dispatcher": _section(DispatcherSection, closed=True),
         "image": _section(ImageSection, closed=True),
+        "infra": _section(InfraSection, closed=True),
     }
     required = [_somewhere("ramp", key) for key, field in _fields(RampSection).items() if field.is_required()]
     schema: Schema = {
@@ -154,6 +157,11 @@ def _groups() -> Iterator[tuple[str, str, Fields]]:
         "How the image of an event on EC2 is built. These keys stand under `image:` only.",
         _fields(ImageSection),
     )
+    yield (
+        "infra",
+        "What `pulumi up` makes in AWS for an event on EC2. These keys stand under `infra:` only.",
+        _fields(InfraSection),
+    )
     yield "dispatcher", "How many submissions at once, and what to do when none is left.", _fields(DispatcherSection)
     yield "others", "Keys outside of the three sections.", _fields(StoreSection)
 
@@ -225,7 +233,7 @@ def _rule_for(worker_type: str) -> Schema:
     for group in model.one_of:
         needed.append({"anyOf": [arm for key in group for arm in _somewhere("worker", key)["anyOf"]]})
     known = _flat(RampSection, model, DispatcherSection, StoreSection)
-    alone = ["image"] if model is AwsSection else []
+    alone = ["image", "infra"] if model is AwsSection else []
     rule: Schema = {
         "properties": {**_flat(model), "worker": _section(model, closed=True)},
         "propertyNames": {"enum": ["ramp", "worker", "dispatcher", *alone, *known]},

@@ -8,9 +8,18 @@ import pytest
 
 from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
 from runner.config_image import ImageSection
+from runner.config_infra import InfraSection
 from runner.reference import render_key_table, render_reference, render_schema
 
-MODELS = [RampSection, WorkerSection, DispatcherSection, StoreSection, ImageSection, *WORKER_SECTIONS.values()]
+MODELS = [
+    RampSection,
+    WorkerSection,
+    DispatcherSection,
+    StoreSection,
+    ImageSection,
+    InfraSection,
+    *WORKER_SECTIONS.values(),
+]
 
 
 # -- config.md -------------------------------------------------------------------------------------------------------
@@ -36,6 +45,7 @@ def test_every_key_has_its_row() -> None:
             for name, section in WORKER_SECTIONS.items()
         },
         "image": list(ImageSection.model_fields),
+        "infra": list(InfraSection.model_fields),
         "dispatcher": list(DispatcherSection.model_fields),
         "others": list(StoreSection.model_fields),
     }
@@ -108,7 +118,7 @@ def test_each_worker_has_its_keys_and_no_others(schema: dict[str, Any], worker_t
     assert list(section["properties"]) == list(model.model_fields)
     assert section["additionalProperties"] is False
     flat = [*RampSection.model_fields, *model.model_fields, *DispatcherSection.model_fields, *StoreSection.model_fields]
-    sections = ["ramp", "worker", "dispatcher", *(["image"] if worker_type == "aws" else [])]
+    sections = ["ramp", "worker", "dispatcher", *(["image", "infra"] if worker_type == "aws" else [])]
     assert sorted(then["propertyNames"]["enum"]) == sorted([*sections, *flat])
     needed = [[flat["required"][0] for flat in rule["anyOf"][::2]] for rule in then["allOf"]]
     required = [[key] for key, field in model.model_fields.items() if field.is_required()]
