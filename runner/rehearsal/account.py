@@ -13,6 +13,7 @@ from moto.ssm.models import Parameter, ssm_backends
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runner.errors import UsageError
+from runner.rehearsal import account_guards, account_services
 from runner.rehearsal.hall import Hall
 from runner.rehearsal.images import NewImage, add
 from runner.rehearsal.settings import ACCOUNT as ACCOUNT
@@ -79,6 +80,8 @@ def build_network(hall: Hall) -> None:
             subnet.map_public_ip_on_launch = True
         return vpc
 
+    account_guards.install()
+    account_services.install()
     setattr(EC2Backend, "create_default_vpc", create_default_vpc)  # noqa: B010 - mypy forbids the plain way
 
 

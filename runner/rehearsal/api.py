@@ -21,6 +21,7 @@ from runner.rehearsal.faults import CallFault, CallRefused, ConnectionReset, Slo
 from runner.rehearsal.hall import Hall
 from runner.rehearsal.imagebuilder import ERROR_HEADER, ImageBuilder
 from runner.rehearsal.imagebuilder_wire import SERVICE, Refused, operation_of
+from runner.rehearsal.told import Teller
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Signing names of the services that a rehearsal has; moto knows more, whose effect would not be an emulated one.
 SERVICES = frozenset(
     {"ec2", "sts", "iam", "ssm", "servicequotas", "s3", "secretsmanager", "logs", "kms", "imagebuilder"}
+    | {"budgets", "ecs"}
 )
 _QUERY = frozenset({"ec2", "sts", "iam"})  # speak XML
 # What EC2 does in regions beside the one of the rehearsal, where images may be but nothing can be launched.
@@ -62,6 +64,7 @@ class Api:
         self._calls = calls
         self._lock = lock
         self.limits = Limits()
+        self._teller = Teller(builder, lock)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request."""
@@ -74,6 +77,8 @@ class Api:
         else:
             request = _Request.read(environ, body)
             with self._calls.call(request.action) as call:
+                about = {"service": request.service, "region": request.region, "action": request.action}
+                call.told = self._teller.tell(environ, body, **about)
                 reply = self._answer(request, environ)
                 call.error = reply.error
         # Of what is not sent, HEAD tells the length, which moto knows.

@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 # Documented: RunInstances takes 5 calls at once and 2 a second; Describe* 100 and 20. CreateFleet draws on the same
 # bucket as RunInstances. The others are guesses of the same kind.
@@ -21,13 +22,17 @@ RESOURCES = (1000.0, 2.0)  # instances: at once, and a second
 
 @dataclass
 class Call:
-    """One call as it was answered. ``count`` instances were launched, changed or listed by it."""
+    """One call as it was answered. ``count`` instances were launched, changed or listed by it.
+
+    ``told``: who made it and what it names; see ``runner.rehearsal.told``.
+    """
 
     time: float
     action: str
     count: int
     error: str
     seconds: float
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 class CallLog:

@@ -12,7 +12,6 @@ from moto.ec2.models import ec2_backends
 
 from runner.rehearsal.account import ACCOUNT
 from runner.rehearsal.awstoe_run import Stopped
-from runner.rehearsal.client import ACCESS_KEY
 from runner.rehearsal.computer import RealComputer
 from runner.rehearsal.faults import NeverBoots
 from runner.rehearsal.hall import Hall
@@ -23,6 +22,7 @@ from runner.rehearsal.launch import Launcher
 from runner.rehearsal.launch_request import LaunchRequest
 from runner.rehearsal.machine import Machine
 
+BUILD_KEY = "AKIABUILDINSTANCE000"  # of the role that building instances have
 CREATED_BY = {"CreatedBy": "EC2 Image Builder"}
 _USUAL_TYPES = {"x86_64": "m5.large", "arm64": "m6g.large"}
 _LOOK = 0.01  # seconds between two looks at a machine that boots
@@ -112,7 +112,7 @@ class MachineGround:
         environment = {
             **computer.environment(as_root=True),
             "AWS_ENDPOINT_URL": self.site.endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_ACCESS_KEY_ID": BUILD_KEY,
             "AWS_SECRET_ACCESS_KEY": "rehearsal",
             "NO_PROXY": "127.0.0.0/8,127.0.0.1,localhost",
             "no_proxy": "127.0.0.0/8,127.0.0.1,localhost",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path for part in ("runner", "image_builder") for path in (ROOT / part).rglob("*.py"))
+FILES = sorted(path for part in ("runner", "image_builder", "infra") for path in (ROOT / part).rglob("*.py"))
 
 # A package, and the only modules that may import it (or what lies under it).
 HOMES = {
@@ -27,8 +27,8 @@ HOMES = {
     "yaml": ["runner.yaml_lines", "runner.reference", "image_builder.documents", "runner.rehearsal.awstoe"],
     "alembic": ["runner.migrate", "runner.migrations"],
     "rampwf": ["runner.kit_probe"],
-    "pulumi": [],
-    "pulumi_aws": [],
+    "pulumi": ["infra"],
+    "pulumi_aws": ["infra"],
     "invoke": [],
     "requests": [],
 }
@@ -47,11 +47,13 @@ BOTTOM: dict[str, set[str]] = {
     "runner.yaml_lines": {"runner.errors"},
     "runner.config_types": set(),
     "runner.config_image": {"runner.config_types"},
+    "runner.config_infra": {"runner.config_types"},
     # config_file only inside load_config, the one way in
-    "runner.config": {"runner.config_file", "runner.config_image", "runner.config_types"},
+    "runner.config": {"runner.config_file", "runner.config_image", "runner.config_infra", "runner.config_types"},
     "runner.config_file": {
         "runner.config",
         "runner.config_image",
+        "runner.config_infra",
         "runner.config_types",
         "runner.errors",
         "runner.yaml_lines",
@@ -106,7 +108,8 @@ def ours(module: str) -> set[str]:
 
 
 def test_modules_are_found() -> None:
-    assert {"runner.config", "runner.workers.base", "runner.dispatcher", "image_builder.recipe"} <= MODULES.keys()
+    expected = {"runner.config", "runner.workers.base", "runner.dispatcher", "image_builder.recipe", "infra.program"}
+    assert expected <= MODULES.keys()
 
 
 @each_module
@@ -120,6 +123,14 @@ def test_images_are_built_without_what_runs_events(module: str) -> None:
     if is_within(module, {"image_builder"}):
         strangers = {"infra", "tasks", "tests", "runner.workers", "runner.dispatcher", "runner.life", "runner.event"}
         assert {name for name in ours(module) if is_within(name, strangers)} == set()
+
+
+@each_module
+def test_the_stack_is_declared_without_what_runs_events(module: str) -> None:
+    if is_within(module, {"infra"}) and module != "infra.automation":
+        allowed = {"infra", "image_builder", "runner.config", "runner.stack", "runner.errors"}
+        allowed |= {"runner.config_image", "runner.config_infra", "runner.aws.tags"}
+        assert {name for name in ours(module) if not is_within(name, allowed)} == set()
 
 
 @each_module
