@@ -9,7 +9,7 @@ from typing import Any
 
 from image_builder.documents import Document
 from image_builder.pipeline import Patience
-from image_builder.recipe import ImagePlan
+from image_builder.recipe import ImagePlan, is_version
 from image_builder.release import Release
 from runner.aws.session import AwsSession
 from runner.aws.tags import EVENT, IMAGE, OWNER
@@ -102,7 +102,8 @@ class _Stack:
         plan = self._plan
         filters = [{"name": "name", "values": [plan.name]}]
         recipes = self._call("list_image_recipes", owner="Self", filters=filters)["imageRecipeSummaryList"]
-        if found := [recipe["arn"] for recipe in recipes if recipe["arn"].endswith(f"/{plan.version}")]:
+        same = [each["arn"] for each in recipes if is_version(each["arn"].rpartition("/")[2], plan.version)]
+        if found := [arn for arn in same if self._components_of(arn) == components]:
             return str(found[0])
         volume = {"volumeSize": plan.volume_gb, "volumeType": "gp3", "encrypted": True, "deleteOnTermination": True}
         made = self._call(
@@ -115,6 +116,10 @@ class _Stack:
             tags=self._tags,
         )
         return str(made["imageRecipeArn"])
+
+    def _components_of(self, recipe: str) -> list[str]:
+        found = self._call("get_image_recipe", imageRecipeArn=recipe)["imageRecipe"]
+        return [each["componentArn"] for each in found["components"]]
 
     def _infrastructure(self) -> dict[str, Any]:
         return {

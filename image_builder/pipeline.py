@@ -14,7 +14,7 @@ from image_builder.build_log import BuildLog
 from image_builder.builds import DONE, OVER, PHASES, Build, Built, Recipe, is_unknown, moment, pages
 from image_builder.failures import Ending, explain, failed_workflows
 from image_builder.following import Heard, Told, Waiting
-from image_builder.recipe import ImagePlan
+from image_builder.recipe import ImagePlan, is_version
 from runner.aws import images
 from runner.aws.images import Image
 from runner.aws.session import AwsSession
@@ -104,7 +104,7 @@ class Builder:
         wrong = []
         if recipe.name != plan.name:
             wrong.append(f"it builds {recipe.name!r}, the config asks for {plan.name!r}")
-        elif recipe.version != plan.version:
+        elif not is_version(recipe.version, plan.version):
             wrong.append(f"it builds version {recipe.version}, the config asks for {plan.version}")
         if {*recipe.ami_tags} != {*plan.regions}:
             wrong.append(f"its images go to {_listed(recipe.ami_tags)}, they should go to {_listed(plan.regions)}")

@@ -57,7 +57,8 @@ class ImagePlan:
         root_device: its name in the base; None for a base that is an AMI id: EC2 tells.
         regions: that get the image; empty when config.yml names none and leaves the region to the stack.
         content: 16 hex digits.
-        version: of the recipe; changes with the content, and with the bucket that the kit comes from.
+        version: of the recipe, ``1.<n>.x``; n changes with the content, and with the bucket that the kit comes from.
+            AWS puts the next number in place of the x, so that a content that comes back is no conflict.
         ami_name: with ``{{ imagebuilder:buildDate }}`` in it.
         ami_tags: ramp-cloud:image and ramp-cloud:content.
     """
@@ -122,10 +123,20 @@ def plan(config: EventConfig, *, bucket: str | None) -> ImagePlan:
         gpu=image.gpu,
         kit=kit,
         content=content,
-        version=component.version_of(recipe),
+        version=recipe_version(recipe),
         ami_name=f"{image.name} {{{{ imagebuilder:buildDate }}}}",
         ami_tags={IMAGE: image.name, CONTENT: content},
     )
+
+
+def recipe_version(content: str) -> str:
+    """Return the version that is asked for of a recipe with a content: ``1.<n>.x``."""
+    return component.version_of(content).rpartition(".")[0] + ".x"
+
+
+def is_version(made: str, asked: str) -> bool:
+    """Whether the version of a recipe in AWS is one that a plan's ``version`` stands for."""
+    return made.rpartition(".")[0] == asked.rpartition(".")[0]
 
 
 def _kit(image: ImageSection) -> tuple[Kit | None, RampCloudError | None]:

@@ -107,7 +107,8 @@ def look(ec2: Ec2, rules: Rules, *, attempts: Callable[[], Attempts], prices: Pr
     tagged = [each for each in ec2.describe() if OWNER in each.tags and each.state not in _ENDED]
     mine = [each for each in tagged if each.tags[OWNER] == rules.owner]
     # Compared here and not by EC2, for whose filters * and ? in an owner would be wildcards.
-    templates = [each for each in ec2.templates() if each.tags.get(OWNER) == rules.owner]
+    # One without an event's id was not made by a dispatcher: it is the stack's, and goes with it.
+    templates = [each for each in ec2.templates() if each.tags.get(OWNER) == rules.owner and EVENT_ID in each.tags]
     under_way = attempts()
     found = [_judged(each, rules, under_way, prices, now) for each in sorted(mine, key=lambda each: each.launched)]
     found += [_judged_template(each, rules, under_way, now) for each in templates]

@@ -8,7 +8,7 @@ from typing import Any
 from image_builder import documents, emulated
 from image_builder.kit import GitKit, Kit
 from image_builder.pipeline import Builder, Patience
-from image_builder.recipe import ImagePlan
+from image_builder.recipe import ImagePlan, recipe_version
 from runner.aws.session import AwsSession
 from runner.aws.tags import CONTENT, EVENT, IMAGE, OWNER
 from tests.rehearsing import IMAGE as IMAGE_HERE
@@ -41,7 +41,7 @@ def small_plan(cloud: Cloud, scripts: Scripts = WORKS, *, content: str = "0" * 1
         "gpu": False,
         "kit": GitKit(address="https://example.org/kit.git", commit="0" * 40),
         "content": content,
-        "version": documents.version_of(content + "".join(document.text for document in made)),
+        "version": recipe_version(content + "".join(document.text for document in made)),
         "ami_name": f"{NAME} {{{{ imagebuilder:buildDate }}}}",
         "ami_tags": {IMAGE: NAME, CONTENT: content},
     }

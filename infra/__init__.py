@@ -1,0 +1,1 @@
+"""The Pulumi program that declares everything an event needs in AWS."""
