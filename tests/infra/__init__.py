@@ -1,0 +1,1 @@
+"""The program of infra/, with mocks and with the real engine."""

@@ -1,0 +1,5 @@
+"""`python -m tests.infra.provider`: the plugin pulumi-resource-aws."""
+
+from tests.infra.provider.server import serve
+
+serve()

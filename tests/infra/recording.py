@@ -1,0 +1,201 @@
+"""An event's whole life on an emulated AWS, done once, with the calls of each of its parts: for the tests of rights."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from image_builder import fetch_data
+from image_builder.emulated import bring_up
+from image_builder.release import Release
+from infra.statements import Names
+from runner import stack
+from runner.aws.tags import as_list, belonging_tags
+from runner.checkup import examine, sweep_event
+from runner.event import open_event
+from runner.rehearsal.client import Rehearsal
+from runner.rehearsal.emulation import emulated
+from runner.rehearsal.image_machine import BUILD_KEY
+from tests.event_folder import Heard
+from tests.image_builder.building import Notes
+from tests.infra.calls import ACCOUNT, Reader, Seen
+from tests.infra.evaluation import Ask
+
+HUSH = "what nobody may tell"
+ROOT = Path(__file__).parents[2]
+EVENT, PREFIX = "iris_aws", "ramp-iris-aws-0a1b2c"
+SECRET, PARAMETER, DATA = "ramp/iris/osf", "/ramp/iris/osf", "s3://the-data/iris"
+
+
+@dataclass
+class Record:
+    """What AWS checked, by who asked: runner, images, up, build."""
+
+    names: Names
+    asks: dict[str, list[Ask]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Notes the calls that are made in each part of an event's life."""
+
+    def __init__(self, aws: Rehearsal, record: Record) -> None:
+        names = record.names
+        self._aws = aws
+        self._record = record
+        self._heard = 0
+        self._reader = Reader({name: name for name in (names.worker_role, names.build_role)})
+
+    @contextmanager
+    def by(self, who: str) -> Iterator[None]:
+        """Note the calls that are made meanwhile as somebody's; those of building instances are theirs."""
+        self._take("nobody")
+        yield
+        self._take(who)
+
+    def _take(self, who: str) -> None:
+        calls = self._aws.state(processes=False)["calls"]
+        new, self._heard = calls[self._heard :], len(calls)
+        for call in new:
+            seen = Seen.of(call)
+            if who == "nobody":  # the test itself, who prepares
+                continue
+            theirs = self._record.asks.setdefault("build" if seen.caller == BUILD_KEY else who, [])
+            theirs += [ask for ask in self._reader.asks(seen) if ask not in theirs]
+
+
+def record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """Live through an event, and return what AWS checked."""
+    iris = ROOT / "examples" / "iris"
+    shutil.copytree(iris / "ramp-kits", folder / "ramp-kits", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(iris / "aws.yml", folder / "aws.yml")
+    submission = Path("events", "iris", "submissions", "starting_kit")
+    shutil.copytree(iris / submission, folder / submission)
+    quick = {"ssh_seconds": 0.2, "status_seconds": 0.5}
+    with emulated(folder / "aws.yml", folder=folder / "account", settings=quick, seed_image=False) as emulation:
+        with open_event(emulation.config) as event:
+            owner = event.store.uid
+        region = emulation.aws.environment["AWS_REGION"]
+        outputs = stack.read(folder / "account" / "stack.json")
+        assert outputs
+        assert outputs.bucket
+        names = Names(
+            partition="aws",
+            region=region,
+            account=ACCOUNT,
+            event=EVENT,
+            owner=owner,
+            bucket=outputs.bucket,
+            prefix=PREFIX,
+            image="iris",
+        )
+        more = dataclasses.replace(
+            outputs,
+            instance_profile=names.worker_role,
+            image_profile=names.build_role,
+            launch_template=_furnish(emulation.aws, names),
+        )
+        stack.write(folder / "account" / "stack.json", more)
+        noted = Record(names=names)
+        _live(emulation.config, Recorder(emulation.aws, noted), folder, monkeypatch)
+        assert emulation.aws.state(processes=False)["defects"] == []
+        told = json.dumps(emulation.aws.state(processes=False)["calls"])
+        assert [text for text in (HUSH, "UserData", "PRIVATE KEY") if text in told] == [], "names only are told of"
+        return noted
+
+
+def _furnish(aws: Rehearsal, names: Names) -> str:
+    """Make what a stack has and an emulated account has not, and data with their secrets; return a launch template."""
+    for profile in (names.worker_role, names.build_role):
+        aws.seed(instance_profile=profile)
+    ec2 = boto3.client("ec2")
+    groups = [each["GroupId"] for each in ec2.describe_security_groups()["SecurityGroups"]]
+    pairs = [each["KeyPairId"] for each in ec2.describe_key_pairs()["KeyPairs"]]
+    ec2.create_tags(Resources=groups + pairs, Tags=[{"Key": "ramp-cloud:owner", "Value": names.owner}])
+    boto3.client("secretsmanager").create_secret(Name=SECRET, SecretString=HUSH)
+    boto3.client("ssm").put_parameter(Name=PARAMETER, Value=HUSH, Type="SecureString")
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="the-data", CreateBucketConfiguration={"LocationConstraint": names.region})
+    s3.put_object(Bucket="the-data", Key="iris/train.csv", Body=b"1,2")
+    tagged: Any = [{"ResourceType": "launch-template", "Tags": [{"Key": "ramp-cloud:owner", "Value": names.owner}]}]
+    data: Any = {"InstanceInitiatedShutdownBehavior": "terminate"}
+    made = ec2.create_launch_template(LaunchTemplateName="ours", LaunchTemplateData=data, TagSpecifications=tagged)
+    return str(made["LaunchTemplate"]["LaunchTemplateId"])
+
+
+def _live(config: Path, recorder: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for who in ("nobody", "up"):  # a person makes the stack, CI brings it up to date
+        with open_event(config) as event:
+            release = Release(config=event.config, store=event.store)
+            with recorder.by(who):
+                release = bring_up(release)
+            with recorder.by("images"):
+                images = _build(release)
+                if who == "up":
+                    release.accepted(images, Notes().note)
+                else:
+                    release.bake(Notes())
+        with (folder / "ramp-kits" / "iris" / "problem.py").open("a") as problem:
+            problem.write("\n# the second edition\n")
+    _run(config, recorder)
+    with open_event(config) as event, recorder.by("images"):
+        release = Release(config=event.config, store=event.store)
+        builder = release.builder
+        builder.cancel(builder.start())
+        assert release.listing().rows
+        assert release.prune(1, really=True).done
+    with recorder.by("build"):
+        _fetch(folder, monkeypatch)
+
+
+def _build(release: Release) -> Mapping[str, str]:
+    heard = Notes()
+    images = release.follow(release.start(heard), heard)
+    assert release.up_to_date()
+    return images
+
+
+def _run(config: Path, recorder: Recorder) -> None:
+    """Run the event with spot instances and without, look with doctor, leave an instance and sweep it."""
+    whole = config.read_text()
+    for spot in ("true", "false"):
+        config.write_text(whole.replace('"use_spot_instance": true', f'"use_spot_instance": {spot}'))
+        with open_event(config) as event, recorder.by("runner"):
+            if spot == "false":
+                event.store.rerun("starting_kit")
+            event.dispatcher(Heard()).run()
+            (submission,) = event.status()["submissions"]
+            assert submission["state"] == "scored", submission
+    with recorder.by("runner"):
+        examine(config, deployment_dir=None, bring=lambda _: None, launch=True)
+    with open_event(config) as event:
+        with recorder.by("nobody"):
+            uid = event.store.uid
+            whose = as_list(belonging_tags(event=EVENT, event_id=uid, owner=uid))
+            tagged: Any = [{"ResourceType": "instance", "Tags": whose}]
+            boto3.client("ec2").run_instances(
+                ImageId=boto3.client("ec2").describe_images(Owners=["self"])["Images"][0]["ImageId"],
+                MinCount=1,
+                MaxCount=1,
+                InstanceType="t3.medium",
+                TagSpecifications=tagged,
+            )
+        with recorder.by("runner"):
+            swept = sweep_event(event, bring=lambda _: None, really=True)
+            assert [row["ended"] for row in swept["found"] if row["goes"]] == [True], swept
+
+
+def _fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetch data as building instances do."""
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", BUILD_KEY)
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
+        for secret in (SECRET, f"ssm:{PARAMETER}"):
+            fetch_data.read_secret(secret)
+        fetch_data.download(DATA, folder / "data", {})
