@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parent
 IRIS = ROOT / "examples" / "iris" / "config.yml"
 IRIS_AWS = IRIS.with_name("aws.yml")
 # What tells that a set of packages is there already, whoever installed it.
-SETS = {"aws": ("boto3", "paramiko"), "rehearsal": ("asyncssh", "boto3", "memory_profiler", "moto", "paramiko")}
+SETS = {
+    "aws": ("boto3", "paramiko"),
+    "infra": ("boto3", "paramiko", "pulumi", "pulumi_aws"),
+    "rehearsal": ("asyncssh", "boto3", "memory_profiler", "moto", "paramiko"),
+}
 
 
 def front_door(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -433,6 +437,86 @@ def rehearse(
         console.show_rehearsal(rehearsed)
 
 
+# -- the stack of an event --------------------------------------------------------------------------------------------
+
+STACK = {"config": "the event's config.yml (default: the bundled examples/iris/aws.yml)"}
+
+
+def _stack(config: str | None) -> Any:
+    _bring("infra")
+    from infra.automation import EventStack
+
+    return EventStack(_path(config) or IRIS_AWS, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _agreed(question: str, *, yes: bool) -> None:
+    """Return when the user wants it done; ask where somebody can answer."""
+    from runner.errors import UsageError
+
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        msg = "nobody is there to be asked; look at `./inv preview`, then give --yes"
+        raise UsageError(msg)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        msg = "Nothing was done."
+        raise Exit(msg, code=1)
+
+
+@task(help=STACK)
+@front_door
+def preview(_: Context, config: str | None = None) -> None:
+    """Show what `./inv up` would change in AWS, and change nothing."""
+    print("\n".join(_stack(config).preview().in_words()))
+
+
+@task(help={**STACK, "yes": "do it without asking"})
+@front_door
+def up(_: Context, config: str | None = None, yes: bool = False) -> None:
+    """Make in AWS what the event needs, or bring it up to date: shows what changes, asks, and does it."""
+    stack = _stack(config)
+    plan = stack.preview()
+    print("\n".join(plan.in_words()))
+    if plan.changes:
+        _agreed("Do it?", yes=yes)
+    outputs = stack.up()
+    named = f" --config {config}" if config else ""
+    print(f"Wrote {outputs}. Next: `./inv doctor{named}`, then `./inv build-image{named}`.")
+
+
+@task(help={**STACK, "yes": "do it without asking"})
+@front_door
+def down(_: Context, config: str | None = None, yes: bool = False) -> None:
+    """Delete in AWS what `./inv up` made; images stay. Refuses while instances of the event run."""
+    from runner.checkup import sweep_event
+    from runner.errors import UsageError
+
+    stack = _stack(config)
+    with _open(config or str(IRIS_AWS), None) as event:
+        # Where nothing on this machine says whose the instances are, the stack does.
+        known = getattr(event.config.worker, "owner", None) or _outputs_file(event.config).exists()
+        found = sweep_event(event, bring=_bring, owner=None if known else stack.owner())["found"]
+    running = [row["id"] for row in found if row["kind"] == "instance" and row["event"] == event.config.event_name]
+    if running:
+        msg = f"{', '.join(running)} of this event run; let them end, or stop run-event and `./inv sweep --yes`"
+        raise UsageError(msg)
+    print("\n".join(stack.preview_down().in_words()))
+    print("Images and their snapshots stay; `./inv prune-images` shows them, and works only until then.")
+    _agreed("Do it?", yes=yes)
+    if left := stack.down():
+        print(f"Protected, and so still there: {', '.join(left)}.")
+        print("With `force: true` under `infra:`, `./inv up` and then `./inv down` delete them and all they hold.")
+    else:
+        print("Done. Pulumi keeps the stack itself, empty: `pulumi stack rm` removes it.")
+
+
+def _outputs_file(event: Any) -> Path:
+    from infra.automation import outputs_file
+
+    return outputs_file(event)
+
+
 # -- the image of an event --------------------------------------------------------------------------------------------
 
 
@@ -655,14 +739,14 @@ def lock(context: Context, upgrade: bool = False) -> None:
     """Compile requirements/*.txt from pyproject.toml, with hashes and without addresses. Needs uv on PATH."""
     same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header"]
     same += ["--quiet", *(["--upgrade"] if upgrade else [])]
-    # The largest set first, and each further one in the same versions, so that any can be added to any other.
-    extras, larger = ["build", "aws", "rehearsal", "dev"], []
-    for name in ("dev", "rehearsal", "aws", "run"):
-        wanted = [word for extra in extras for word in ("--extra", extra)]
+    # The set of everything first, and the others in its versions, so that any can be added to any other.
+    sets = {"dev": ["aws", "infra", "rehearsal", "dev"], "rehearsal": ["aws", "rehearsal"], "infra": ["aws", "infra"]}
+    whole: list[str] = []
+    for name, extras in {**sets, "aws": ["aws"], "run": []}.items():
+        wanted = [word for extra in ("build", *extras) for word in ("--extra", extra)]
         target = f"requirements/{name}.txt"
-        _run(context, ["uv", "pip", "compile", "pyproject.toml", *wanted, *same, *larger, "-o", target])
-        extras.pop()
-        larger = ["-c", target]
+        _run(context, ["uv", "pip", "compile", "pyproject.toml", *wanted, *same, *whole, "-o", target])
+        whole = whole or ["-c", target]
     _run(context, ["uv", "pip", "compile", "-", "--no-annotate", *same, "-o", "requirements/uv.txt"], given="uv")
 
 
