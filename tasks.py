@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ IRIS_AWS = IRIS.with_name("aws.yml")
 # What tells that a set of packages is there already, whoever installed it.
 SETS = {
     "aws": ("boto3", "paramiko"),
+    "dask": ("cryptography", "dask_cloudprovider", "distributed", "paramiko"),
     "infra": ("boto3", "paramiko", "pulumi", "pulumi_aws"),
     "rehearsal": ("asyncssh", "boto3", "memory_profiler", "moto", "paramiko"),
 }
@@ -124,8 +126,8 @@ def _run_event(path: str | None, folder: str | None) -> None:
     stopped: LaunchStopped | None = None
     with _open(path, folder) as event:
         _warn(event.config)
-        if event.config.worker.worker_type == "aws":
-            _bring("aws")
+        if event.config.worker.worker_type in ("aws", "dask"):
+            _bring(event.config.worker.worker_type)
         watched = sys.stdout.isatty()
         view = console.LiveView(event.states()) if watched else console.PlainView()
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[view.log_handler()])
@@ -437,6 +439,108 @@ def rehearse(
         console.show_rehearsal(rehearsed)
 
 
+# -- Dask -------------------------------------------------------------------------------------------------------------
+
+CLUSTER = {
+    **EVENT,
+    "config": "the event's config.yml, which names the scheduler",
+    "port": "port that it listens on (default: scheduler as in config.yml, workers 8790)",
+    "hosts": "run it on these machines over SSH in place of this one: [USER@]HOST[:PORT], comma separated",
+    "python": "interpreter that has distributed (default: this one; on --hosts the same path)",
+    "key": "private key for --hosts (default: that of ~/.ssh)",
+    "known_hosts": "file with the host keys of --hosts (default: ~/.ssh/known_hosts)",
+}
+
+
+@task(name="dask-scheduler", help={**CLUSTER, "address": "address that it listens on (default: as in config.yml)"})
+@front_door
+def dask_scheduler(
+    _: Context,
+    config: str,
+    deployment_dir: str | None = None,
+    address: str | None = None,
+    port: str = "",
+    hosts: str = "",
+    python: str | None = None,
+    key: str | None = None,
+    known_hosts: str = "~/.ssh/known_hosts",
+) -> None:
+    """Run the scheduler of an event's Dask cluster, here or on one other machine, until Ctrl-C."""
+    _bring("dask")
+    from runner.config import load_config
+    from runner.dask import launch
+    from runner.errors import UsageError
+
+    keys = load_config(config, deployment_dir=deployment_dir).worker_config()
+    plan = launch.scheduler_plan(keys, address=address, port=_number(port, "--port", int) if port else None)
+    places = _places(hosts, python, key, known_hosts)
+    if len(places) > 1:
+        msg = "a cluster has one scheduler; name one machine with --hosts"
+        raise UsageError(msg)
+    _keep(plan, places, launch.firewall_rules(plan, keys))
+
+
+@task(
+    name="dask-worker",
+    help={
+        **CLUSTER,
+        "address": "by which the scheduler reaches the workers (default: the one that leads to the scheduler)",
+        "slots": "submissions that a machine trains at once (default: its cores)",
+    },
+)
+@front_door
+def dask_worker(
+    _: Context,
+    config: str,
+    deployment_dir: str | None = None,
+    address: str | None = None,
+    port: str = "",
+    slots: str = "",
+    hosts: str = "",
+    python: str | None = None,
+    key: str | None = None,
+    known_hosts: str = "~/.ssh/known_hosts",
+) -> None:
+    """Run workers of an event's Dask cluster, here or on other machines, until Ctrl-C."""
+    _bring("dask")
+    from runner.config import load_config
+    from runner.dask import launch
+
+    keys = load_config(config, deployment_dir=deployment_dir).worker_config()
+    plan = launch.worker_plan(
+        keys,
+        address=address,
+        port=_number(port, "--port", int) if port else None,
+        slots=_number(slots, "--slots", int) if slots else None,
+        elsewhere=bool(hosts),
+    )
+    places = _places(hosts, python, key, known_hosts)
+    _keep(plan, places, launch.firewall_rules(plan, keys, [place.name for place in places] if hosts else []))
+
+
+def _places(hosts: str, python: str | None, key: str | None, known_hosts: str) -> list[Any]:
+    from runner.dask.hosts import hosts_of
+    from runner.dask.launch import Here
+
+    if not hosts:
+        return [Here(python)]
+    known = Path(known_hosts).expanduser()
+    return list(hosts_of(hosts, key=_path(key), python=python or sys.executable, known_hosts=known))
+
+
+def _keep(plan: Any, places: list[Any], rules: list[str]) -> None:
+    """Keep a plan running until Ctrl-C or SIGTERM; what is said comes as it is said."""
+    from runner.dask.launch import keep_all
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    print("\n".join([*rules, "Ctrl-C ends it."]), flush=True)
+    if failed := keep_all(plan, places, lambda line: print(line, flush=True), stop):
+        msg = f"It could not run, or not any more, on {', '.join(failed)}."
+        raise Exit(msg, code=1)
+
+
 # -- the stack of an event --------------------------------------------------------------------------------------------
 
 STACK = {"config": "the event's config.yml (default: the bundled examples/iris/aws.yml)"}
@@ -740,7 +844,8 @@ def lock(context: Context, upgrade: bool = False) -> None:
     same = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header"]
     same += ["--quiet", *(["--upgrade"] if upgrade else [])]
     # The set of everything first, and the others in its versions, so that any can be added to any other.
-    sets = {"dev": ["aws", "infra", "rehearsal", "dev"], "rehearsal": ["aws", "rehearsal"], "infra": ["aws", "infra"]}
+    sets = {"dev": ["aws", "dask", "infra", "rehearsal", "dev"], "rehearsal": ["aws", "rehearsal"]}
+    sets |= {"infra": ["aws", "infra"], "dask": ["aws", "dask"]}
     whole: list[str] = []
     for name, extras in {**sets, "aws": ["aws"], "run": []}.items():
         wanted = [word for extra in ("build", *extras) for word in ("--extra", extra)]

@@ -19,6 +19,7 @@ from runner.config_image import ImageSection
 from runner.config_types import GIT_ADDRESS
 from runner.errors import ConfigError, ImageError, RampCloudError
 
+DISTRIBUTED = "2026.8.0"  # of a Dask cluster's machines: the dispatcher's own, see requirements/dask.txt
 NOTHING = "-"  # the value of a parameter that means nothing here; AWS takes no empty ones
 _CONTENT_DIGITS = 16
 _UBUNTU = "ssm:/aws/service/canonical/ubuntu/server/{}/stable/current/{}/hvm/{}/ami-id"
@@ -100,7 +101,8 @@ def plan(config: EventConfig, *, bucket: str | None) -> ImagePlan:
     kit, kit_error = _kit(image)
     if isinstance(kit, FolderKit):
         problems += _missing_in(kit.folder, image, sandbox=config.ramp.sandbox_dir)
-    values = _values(image, worker, kit, bucket, sandbox=config.ramp.sandbox_dir)
+    dask = config.infra is not None and config.infra.dask
+    values = _values(image, worker, kit, bucket, sandbox=config.ramp.sandbox_dir, dask=dask)
     problems += _unfit(values)
     problems += _twice(image.documents)
     documents, contents = _documents(image, kit, values, problems)
@@ -176,7 +178,7 @@ def _documents(
 
 
 def _values(
-    image: ImageSection, worker: AwsSection, kit: Kit | None, bucket: str | None, *, sandbox: str
+    image: ImageSection, worker: AwsSection, kit: Kit | None, bucket: str | None, *, sandbox: str, dask: bool
 ) -> dict[str, str]:
     """Return what documents may have a parameter for."""
     home = f"/home/{image.user}/"
@@ -195,6 +197,7 @@ def _values(
         "environment_files": ":".join(files),
         "data": image.data,
         "data_source": image.data_source or NOTHING,
+        "distributed": DISTRIBUTED if dask else NOTHING,
         "secret_name": image.data_secret or NOTHING,
         "fetch_data": component.packed(Path(fetch_data.__file__)),
         "programs": component.packed(Path(supervise.__file__), Path(watch.__file__)),

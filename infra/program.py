@@ -97,4 +97,12 @@ def _options(settings: Settings, vpc_id: str, make: Callable[..., Any]) -> dict[
     if not infra.dask:
         return {}
     dask = make(Dask, name="dask", vpc_id=vpc_id)
-    return {"dask_security_group": dask.group_id, "dask_cluster": dask.cluster_arn}
+    return {
+        "dask_security_group": dask.group_id,
+        "dask_containers_group": dask.containers_group_id,
+        "dask_cluster": dask.cluster_arn,
+        "dask_execution_role": dask.execution_role_arn,
+        "dask_task_role": dask.task_role_arn,
+        "dask_log_group": dask.log_group,
+        "dask_policy": dask.policy_arn,
+    }

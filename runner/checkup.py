@@ -65,7 +65,10 @@ def examine(
             bring("aws")
             findings += _aws(config, keys, seen_from, launch=launch)
         else:
-            findings.append(check_by("worker", lambda: _prepare(config, keys)))
+            seen = _dask(keys, bring) if config.worker.worker_type == "dask" else []
+            findings += seen
+            if all(finding.state is not State.WRONG for finding in seen):
+                findings.append(check_by("worker", lambda: _prepare(config, keys)))
     return report(config.event_name, findings)
 
 
@@ -84,9 +87,12 @@ def sweep_event(
         UsageError: the event does not run on EC2, or ``older_than_hours`` is no number of hours.
         AwsError: AWS does not answer, or does not allow it.
     """
-    if event.config.worker.worker_type != "aws":
+    config: dict[str, Any] = event.config.worker_config()
+    is_cluster = event.config.worker.worker_type == "dask" and config["cluster"] is not None
+    if event.config.worker.worker_type != "aws" and not is_cluster:
         msg = (
-            f"the event runs with worker_type {event.config.worker.worker_type}; give --config of one that runs on aws"
+            f"the event runs with worker_type {event.config.worker.worker_type}; give --config of one that runs on "
+            "aws, or has a cluster there"
         )
         raise UsageError(msg)
     if not 0 <= older_than_hours <= _MOST_HOURS:
@@ -94,11 +100,13 @@ def sweep_event(
         raise UsageError(msg)
     bring("aws")
     from runner.aws import sweep
+    from runner.aws.cluster_keys import machine_keys
     from runner.aws.event import open_session
     from runner.aws.facts import facts_of
     from runner.aws.prices import Prices
 
-    facts = facts_of({**event.config.worker_config(), "event_uid": event.store.uid}, open_session)
+    config = {**config, "event_uid": event.store.uid}
+    facts = facts_of(machine_keys(config) if is_cluster else config, open_session)
     rules = sweep.Rules(
         owner=owner or facts.owner,
         event_id=event.store.uid,
@@ -121,6 +129,13 @@ def _prepare(config: EventConfig, keys: dict[str, Any]) -> str:
     worker.close_event(prepared)
     found = [str(prepared[key]) for key in ("kit_dir", "data_dir", "ramp_test") if prepared.get(key)]
     return f"{config.worker.worker_type} can run the event: {', '.join(found)}"
+
+
+def _dask(keys: dict[str, Any], bring: Callable[[str], None]) -> list[Finding]:
+    bring("dask")
+    from runner.dask import doctor  # here, since most events need nothing of it
+
+    return list(doctor.findings(keys))
 
 
 def _aws(config: EventConfig, keys: dict[str, Any], seen_from: Address | None, *, launch: bool) -> list[Finding]:

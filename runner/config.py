@@ -4,16 +4,18 @@ The keys and their three sections (ramp, worker, dispatcher) are ramp-board's; t
 level. How a file becomes these models, and how its problems are told, is in runner/config_file.py.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from runner.config_dask import DaskSection
 from runner.config_image import ImageSection
 from runner.config_infra import InfraSection
 from runner.config_types import (
@@ -35,8 +37,8 @@ from runner.config_types import (
     Words,
     Zone,
 )
+from runner.config_worker import ProcessSection, WorkerSection
 
-DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
 ENTRY_POINT_GROUP = "ramp_cloud.workers"
 
 
@@ -67,40 +69,7 @@ class RampSection(Section):
     )
 
 
-class WorkerSection(Section):
-    """Keys of the ``worker`` section that every worker has."""
-
-    worker_type: str = Field(
-        description="`local`, `conda`, `aws`, `dask`, or your own worker as `package.module:Class` or entry point name."
-    )
-    timeout: Seconds = Field(
-        DEFAULT_TIMEOUT, description="Time limit of one training in seconds; the submission is then killed (code 124)."
-    )
-
-    one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Groups of keys of which exactly one must be set."""
-
-    @classmethod
-    def conflicts(cls, keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield each key that does not fit the others, with what is wrong; ``keys`` as they stand in the file."""
-        for group in cls.one_of:
-            first, *others = [key for key in group if keys.get(key) is not None] or [""]
-            if not first:
-                yield group[0], f"is missing; set it, or {' or '.join(group[1:])} in its place"
-            for other in others:
-                yield other, f"cannot stand beside {first}; keep one of the two"
-
-
-class _ProcessSection(WorkerSection):
-    max_output_mb: float = Field(
-        5000, gt=0, allow_inf_nan=False, description="A submission that writes more (MB of 10⁶ bytes) is killed."
-    )
-    max_log_mb: float = Field(
-        20, ge=0.1, allow_inf_nan=False, description="A longer log (MB) loses its middle; head and tail are kept."
-    )
-
-
-class LocalSection(_ProcessSection):
+class LocalSection(ProcessSection):
     """Keys of ``worker_type: local``: processes of this machine."""
 
     worker_type: Literal["local"] = Field(description="Runs submissions as processes of this machine.")
@@ -109,7 +78,7 @@ class LocalSection(_ProcessSection):
     )
 
 
-class CondaSection(_ProcessSection):
+class CondaSection(ProcessSection):
     """Keys of ``worker_type: conda``: processes of this machine in a conda environment."""
 
     worker_type: Literal["conda"] = Field(description="Runs submissions in a conda environment of this machine.")
@@ -121,7 +90,7 @@ class CondaSection(_ProcessSection):
     )
 
 
-class AwsSection(_ProcessSection):
+class AwsSection(ProcessSection):
     """Keys of ``worker_type: aws``: EC2 instances. Those that the predecessor had mean what they meant there."""
 
     one_of = (("ami_image_name", "ami_image_id"),)
@@ -218,18 +187,6 @@ class AwsSection(_ProcessSection):
                 if isinstance(zone, str) and not re.fullmatch(re.escape(region) + IN_REGION, zone):
                     yield "zones", f"lie in another region than region_name, {region}; name zones of that region"
                     break
-
-
-class DaskSection(WorkerSection):
-    """Keys of ``worker_type: dask`` as the predecessor knew them."""
-
-    worker_type: Literal["dask"] = Field(
-        description="Runs submissions on a Dask cluster. This version reads the keys and cannot run it yet."
-    )
-    dask_scheduler: str = Field(description="Address of the scheduler: tcp://…, tls://… or `local`.")
-    conda_env: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Name of the conda environment on the workers."
-    )
 
 
 class OwnSection(WorkerSection):
@@ -385,7 +342,13 @@ class EventConfig(BaseModel):
             "event_name": self.event_name,
             "deployment_dir": self.deployment_dir,
         }
-        return {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+        texts = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+        if isinstance(self.worker, DaskSection):
+            slots = self.dispatcher.workers_on(os.cpu_count() or 1)
+            texts |= self.worker.as_seen_by_workers(
+                kit_dir=texts["kit_dir"], data_dir=texts["data_dir"], n_workers=slots
+            )
+        return texts
 
 
 def load_config(path: str | Path, *, deployment_dir: str | Path | None = None) -> EventConfig:

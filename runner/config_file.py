@@ -23,12 +23,12 @@ from runner.config import (
     OwnSection,
     RampSection,
     StoreSection,
-    WorkerSection,
     worker_section,
 )
 from runner.config_image import ImageSection, with_defaults
 from runner.config_infra import InfraSection
-from runner.config_types import Words
+from runner.config_types import Section, Words
+from runner.config_worker import WorkerSection
 from runner.errors import ConfigError
 from runner.yaml_lines import KeyPath, YamlDocument, read_scalar, read_yaml
 
@@ -92,7 +92,7 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
     dispatcher = _check(reading, "dispatcher", DispatcherSection, deployment)
     store = _check(reading, "store", StoreSection, deployment)
     for key, text in (model or WorkerSection).conflicts(reading.values["worker"]):
-        reading.add_problem(_place_of(reading, "worker", key), text)
+        reading.add_problem(_place_inside(reading, "worker", key), text)
     image, infra = _image(reading, model, deployment), _infra(reading, model, deployment)
     if reading.problems or not (ramp and worker and dispatcher and store):
         raise _as_error(path, reading.problems)
@@ -107,6 +107,12 @@ def read_event_config(path: Path, deployment_dir: Path | None) -> EventConfig:
         infra=infra,
         warnings=tuple(_warnings(reading)),
     )
+
+
+def nested_section(info: FieldInfo) -> type[Section] | None:
+    """Return the model of a key that takes a mapping with keys of its own, None for other keys."""
+    arms = [info.annotation, *get_args(info.annotation)]
+    return next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, Section)), None)
 
 
 def allowed_values(info: FieldInfo) -> str:
@@ -213,6 +219,8 @@ def _place(
 ) -> None:
     key = str(key_path[-1])
     written_in = str(key_path[0]) if len(key_path) == 2 else None
+    if written_in == "worker" and model is not None:
+        key = model.in_section.get(key, key)
     home = homes.get(key)
     if written_in in ALONE:
         home = written_in if key in ALONE[written_in].model_fields else None
@@ -230,9 +238,19 @@ def _place(
         if isinstance(value, str | list | dict) and expanded != value:
             reading.variables.add((home, key))
             info = _models(model)[home].model_fields.get(key)
-            if isinstance(expanded, str) and info and not _takes_text(info.annotation):
-                expanded = read_scalar(expanded)
+            nested = nested_section(info) if info else None
+            if nested and isinstance(value, dict) and isinstance(expanded, dict):
+                inner = nested.model_fields
+                expanded = {name: _read_anew(inner.get(name), value[name], expanded[name]) for name in expanded}
+            else:
+                expanded = _read_anew(info, value, expanded)
         reading.put(home, key, expanded, key_path)
+
+
+def _read_anew(info: FieldInfo | None, written: object, expanded: object) -> object:
+    """Return a value in which a variable was replaced; as a number or true and false where its key takes no text."""
+    replaced = isinstance(expanded, str) and expanded != written
+    return read_scalar(str(expanded)) if replaced and info and not _takes_text(info.annotation) else expanded
 
 
 def _refuse_key(reading: _Reading, key_path: KeyPath, homes: dict[str, str]) -> None:
@@ -301,7 +319,7 @@ def _check(reading: _Reading, section: str, model: type[Model], deployment: Path
         for key, text in _explain(error, model, hidden):
             if key == "worker_type":
                 continue  # said already, with the names of the workers
-            reading.add_problem(_place_of(reading, section, key), text)
+            reading.add_problem(_place_inside(reading, section, key), text)
     return None
 
 
@@ -311,27 +329,58 @@ def _place_of(reading: _Reading, section: str, key: str) -> KeyPath:
     return reading.origins.get((section, key), (*prefix, key))
 
 
+def _place_inside(reading: _Reading, section: str, key: str) -> KeyPath:
+    """Return where a key stands, or where it would; one in a mapping of its own has that mapping's before a dot."""
+    outer, _, inner = key.partition(".")
+    return (*_place_of(reading, section, outer), *filter(None, [inner]))
+
+
 def _explain(error: ValidationError, model: type[BaseModel], hidden: Set[str]) -> Iterator[tuple[str, str]]:
     """Yield each key that is wrong and what is wrong with it; values from the environment are not repeated."""
     details: dict[str, Any] = {}
+    inside: dict[str, set[str]] = {}
     for detail in error.errors(include_url=False, include_context=False):
         # One sentence per key, even if each arm of a union refused it: the arm that looked deepest says it best.
-        key = str(detail["loc"][0])
+        key = _key_of(detail, model)
         if key not in details or len(detail["loc"]) > len(details[key]["loc"]):
             details[key] = detail
+        if "." in key:
+            inside.setdefault(key.partition(".")[0], set()).add(key)
     for key, detail in details.items():
-        field_info = model.model_fields.get(key)
+        if key in inside:
+            continue  # said of the keys in its mapping
+        outer, _, inner = key.partition(".")
+        field_info = model.model_fields.get(outer)
         if field_info is None:
             continue  # told already, as not known
+        if inner:
+            nested = cast(type[Section], nested_section(field_info))
+            if inner not in nested.model_fields:
+                hint = _nearest(inner, nested.model_fields) or f"; allowed: {', '.join(nested.model_fields)}"
+                yield key, f"is not a known key{hint}"
+                continue
+            field_info = nested.model_fields[inner]
         words = allowed_values(field_info)
         if detail["type"] == "missing":
             yield key, f"is missing; set it to {words}"
             continue
-        found = "what it holds" if key in _SECRETS | hidden else _shown(detail["input"])
+        found = "what it holds" if outer in _SECRETS | hidden else _shown(detail["input"])
         reason = f": {detail['msg'].removeprefix('Value error, ')}" if detail["type"] == "value_error" else ""
         is_word = isinstance(detail["input"], int | float | date)  # to YAML, which we then ask to be quoted
         quotes = _IN_QUOTES if is_word and _takes_text(field_info.annotation) else ""
         yield key, f"cannot be {found}{reason}; allowed: {words}{quotes}"
+
+
+def _key_of(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """Return the key that an error is about; of one in a mapping with keys of its own, both with a dot between."""
+    outer, *rest = detail["loc"]
+    field_info = model.model_fields.get(str(outer))
+    nested = nested_section(field_info) if field_info else None
+    if nested is None:
+        return str(outer)
+    inner = [part for part in rest if part != nested.__name__]  # an arm of a union has its model's name in the place
+    is_inside = bool(inner) and (inner[0] in nested.model_fields or detail["type"] == "extra_forbidden")
+    return f"{outer}.{inner[0]}" if is_inside else str(outer)
 
 
 def _shown(value: object) -> str:

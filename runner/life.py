@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from runner.config import DEFAULT_TIMEOUT
+from runner.config_worker import DEFAULT_TIMEOUT
 from runner.errors import (
     Interrupted,
     LaunchStopped,

@@ -19,9 +19,10 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
+from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection
 from runner.config_file import allowed_values
 from runner.config_types import GIT_ADDRESS
+from runner.config_worker import WorkerSection
 from runner.errors import KitError, UsageError
 from runner.inbox import put
 from runner.reference import default_value, meaning, one_line, said_default
@@ -76,8 +77,7 @@ def new_event(folder: Path, name: str, kit: str, worker: str, *, clone_limit: fl
             values["kit_dir"] = _written(source, home)
         if (kit_dir / "data").is_dir():
             values["data_dir"] = values.get("kit_dir", f"ramp-kits/{problem}")
-        if worker == "conda":
-            values["conda_env"] = f"ramp-{problem}"
+        values |= {"conda": {"conda_env": f"ramp-{problem}"}, "dask": {"dask_scheduler": "local"}}.get(worker, {})
         (partial / "config.yml").write_text(_config(values, home), encoding="utf-8")
         partial.rename(home)
     except OSError as error:
@@ -212,7 +212,6 @@ def _example(key: str, problem: str) -> str:
     return {
         "ami_image_name": problem,
         "remote_ramp_kit_folder": f"/home/ubuntu/ramp-kits/{problem}",
-        "dask_scheduler": "tcp://localhost:8786",
     }.get(key, "fill-in")
 
 

@@ -19,11 +19,12 @@ from runner.config import (
     DispatcherSection,
     RampSection,
     StoreSection,
-    WorkerSection,
 )
-from runner.config_file import allowed_values
+from runner.config_file import allowed_values, nested_section
 from runner.config_image import ImageSection
 from runner.config_infra import InfraSection
+from runner.config_types import Section
+from runner.config_worker import WorkerSection
 
 Fields = dict[str, FieldInfo]
 Schema = dict[str, Any]
@@ -76,6 +77,7 @@ def render_schema() -> str:
     models: list[type[BaseModel]] = [RampSection, WorkerSection, DispatcherSection, StoreSection]
     models += [ImageSection, InfraSection]
     models += WORKER_SECTIONS.values()
+    nested = [model for section in WORKER_SECTIONS.values() for model in _mappings(section).values()]
     sections = {
         "ramp": _section(RampSection, closed=True),
         "worker": {"type": ["object", "null"], "description": "What runs the submissions."},
@@ -95,7 +97,11 @@ def render_schema() -> str:
             *(_rule_for(worker_type) for worker_type in WORKER_SECTIONS),
         ],
         "definitions": {
-            f"{section.__name__}.{key}": _definition(section, key) for section in models for key in _fields(section)
+            **{
+                f"{section.__name__}.{key}": _definition(section, key) for section in models for key in _fields(section)
+            },
+            **{f"{model.__name__}.{key}": _definition(model, key) for model in nested for key in _fields(model)},
+            **{model.__name__: _mapping(model) for model in nested},
         },
     }
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
@@ -152,6 +158,8 @@ def _groups() -> Iterator[tuple[str, str, Fields]]:
     for worker_type, section in WORKER_SECTIONS.items():
         own = {key: field for key, field in _fields(section).items() if key not in common}
         yield f"worker_type: {worker_type}", _fields(section)["worker_type"].description or "", own
+        for key, model in _mappings(section).items():
+            yield f"{key} (worker_type: {worker_type})", _said_of(model), _fields(model)
     yield (
         "image",
         "How the image of an event on EC2 is built. These keys stand under `image:` only.",
@@ -168,6 +176,16 @@ def _groups() -> Iterator[tuple[str, str, Fields]]:
 
 def _fields(section: type[BaseModel]) -> Fields:
     return section.model_fields
+
+
+def _mappings(section: type[BaseModel]) -> dict[str, type[Section]]:
+    """Return the keys of a section that take a mapping with keys of its own, and the models of these."""
+    found = {key: nested_section(field) for key, field in _fields(section).items()}
+    return {key: model for key, model in found.items() if model}
+
+
+def _said_of(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").split("\n")[0].replace("``", "`")
 
 
 def _row(key: str, field: FieldInfo) -> str:
@@ -190,7 +208,7 @@ def _flat(*sections: type[BaseModel]) -> Schema:
 
 def _definition(section: type[BaseModel], key: str) -> Schema:
     """Return the schema of one key; where text is not allowed as such, an environment variable is."""
-    found = dict(section.model_json_schema()["properties"][key])
+    found = dict(section.model_json_schema(ref_template="#/definitions/{model}")["properties"][key])
     found.pop("title", None)
     description = found.pop("description", "")
     default = found.pop("default", None)
@@ -215,9 +233,21 @@ def _section(section: type[BaseModel], *, closed: bool) -> Schema:
     return {
         "type": ["object", "null"],
         "description": (section.__doc__ or "").split("\n")[0],
-        "properties": _flat(section),
+        "properties": {**_flat(section), **_other_names(section)},
         "additionalProperties": not closed,
     }
+
+
+def _other_names(section: type[BaseModel]) -> Schema:
+    """Return the keys that have another name within their section."""
+    others = section.in_section if issubclass(section, WorkerSection) else {}
+    return {name: {"$ref": f"#/definitions/{section.__name__}.{key}"} for name, key in others.items()}
+
+
+def _mapping(model: type[BaseModel]) -> Schema:
+    """Return the schema of a mapping that is the value of a key."""
+    needed = [key for key, field in _fields(model).items() if field.is_required()]
+    return {"type": "object", "properties": _flat(model), "required": needed, "additionalProperties": False}
 
 
 def _somewhere(section: str, key: str) -> Schema:

@@ -36,6 +36,12 @@ class StackOutputs:
         image_profile: name of the profile of the instances that build them.
         bucket: name of the bucket for what a build needs: kits of this machine, long documents.
         owner: what all resources of the stack are tagged with.
+        dask_security_group: id of the group in which a Dask cluster's machines reach one another.
+        dask_containers_group: id of the group whose containers also reach AWS, for those of ECS.
+        dask_cluster: ARN of the ECS cluster.
+        dask_execution_role: ARN of the role with which ECS fetches images and writes logs.
+        dask_task_role: ARN of the role of the containers themselves.
+        dask_log_group: name of their log group.
         ignored: names that the file has and this version does not know.
     """
 
@@ -50,6 +56,12 @@ class StackOutputs:
     image_profile: str | None = None
     bucket: str | None = None
     owner: str | None = None
+    dask_security_group: str | None = None
+    dask_containers_group: str | None = None
+    dask_cluster: str | None = None
+    dask_execution_role: str | None = None
+    dask_task_role: str | None = None
+    dask_log_group: str | None = None
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
 

@@ -13,6 +13,7 @@ env         the whole environment of the command; without it, it gets ours
 env_extra   environment variables that are added
 timeout     seconds; max_output, max_log: bytes; nice: niceness
 oom_score   how gladly Linux ends the command when memory is short, up to 1000; without it as gladly as any other
+lease       seconds; when nobody touched the file RUN_FOLDER/lease for so long, the command is ended as if told to stop
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import IO, Any
 PID_FILE = "pid"
 SPEC_FILE = "spec.json"
 OUTCOME_FILE = "outcome.json"
+LEASE_FILE = "lease"
 _CHUNK = 1 << 16
 _TICK = 1.0  # seconds between two looks at how much the training wrote
 _LAST_WORDS = 3.0  # seconds for ending what the training left behind
@@ -85,6 +87,26 @@ class BoundedLog:
             self.lost = str(error)
 
 
+class Lease:
+    """Whether somebody still wants a training. Time is counted here, so that a clock which is set does not end it."""
+
+    def __init__(self, file: Path, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._file = file
+        self._seen = 0
+        self._since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Look at the file; ask now and then."""
+        if self.seconds is None:
+            return False
+        with contextlib.suppress(OSError):
+            touched = self._file.stat().st_mtime_ns
+            if touched != self._seen:
+                self._seen, self._since = touched, time.monotonic()
+        return time.monotonic() - self._since > self.seconds
+
+
 class Supervisor:
     """One training under watch, as ``spec`` says; see above."""
 
@@ -94,6 +116,7 @@ class Supervisor:
         self._output = _resolve(folder, spec["output"])
         self._log = BoundedLog(_resolve(folder, spec["log"]).open("wb", buffering=0), int(spec["max_log"]))
         self._selector = selectors.DefaultSelector()
+        self._lease = Lease(folder / LEASE_FILE, spec.get("lease"))
         self._ending = ""  # why we ended the training, if we did
         self._children: dict[int, int] = {}  # pid -> wait status, of every process that we reaped
         self._cpu_seconds = 0.0
@@ -182,6 +205,8 @@ class Supervisor:
                 next_look = now + _TICK
                 if _size_of(self._output, max_output) > max_output:
                     self._end("output")
+                if self._lease.is_over():
+                    self._end("stopped")
             if self._ending:
                 self._kill(pid)
             for key, _ in self._selector.select(max(min(deadline, next_look) - time.monotonic(), 0.01)):
@@ -260,6 +285,8 @@ class Supervisor:
             return f"killed at the time limit of {self._spec['timeout']:g} s"
         if self._ending == "output":
             return f"killed because it wrote more than {self._spec['max_output'] / 1e6:g} MB (max_output_mb)"
+        if self._ending and self._lease.is_over():
+            return f"stopped because nobody asked for it for {self._lease.seconds:g} s"
         return "stopped by the dispatcher" if self._ending else ""
 
 

@@ -26,6 +26,7 @@ class Instance:
         address: the public address if it has one, otherwise the private one, None while there is none.
         launch_index: its place in its launch call.
         ended: when its state last changed, where AWS says so.
+        private_address: where other machines of its network reach it, None while there is none.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Instance:
     launch_index: int
     tags: Mapping[str, str]
     ended: datetime | None = None
+    private_address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def instance_of(raw: Mapping[str, Any]) -> Instance:
         launched=raw["LaunchTime"].astimezone(UTC),
         launch_index=int(raw.get("AmiLaunchIndex", 0)),
         tags=_tags_of(raw),
+        private_address=raw.get("PrivateIpAddress") or None,
         ended=datetime.strptime(at[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC) if at else None,
     )
 

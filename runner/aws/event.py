@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -140,6 +140,7 @@ def open_event(
     minutes: int | None = None,
     volume_gb: int | None = None,
     tags: Mapping[str, str] | None = None,
+    more_groups: Sequence[str] = (),
 ) -> Ec2Event:
     """Check key, image, subnets, group and prices, and return what launches. Launches nothing itself.
 
@@ -150,6 +151,7 @@ def open_event(
         minutes: from its boot until an instance ends itself; None: as ``boot_minutes`` has it for submissions.
         volume_gb: size of the root volume in GiB; None: the image's own.
         tags: of instances and their volumes, besides those of runner/aws/tags.py.
+        more_groups: security groups besides the one of the config, by id or name.
 
     Raises:
         ConfigError: something is missing or cannot be used.
@@ -174,8 +176,9 @@ def open_event(
     zones = () if config["subnets"] else tuple(config["zones"])
     subnets = ec2.subnets(ids=tuple(config["subnets"]), zones=zones)
     minutes = minutes or boot_minutes(config["timeout"], config["instances_reused"], config["keep_failed_minutes"])
+    groups = [ec2.security_group(each, subnets) for each in dict.fromkeys([config["security_group"], *more_groups])]
     spec = replace(
-        _spec(config, image, ec2.security_group(config["security_group"], subnets), minutes),
+        _spec(config, image, tuple(groups), minutes),
         volume_gb=volume_gb,
         tags=tags or {},
     )
@@ -226,7 +229,7 @@ def open_event(
     )
 
 
-def _spec(config: Mapping[str, Any], image: AmiImage, security_group: str, minutes: int) -> LaunchSpec:
+def _spec(config: Mapping[str, Any], image: AmiImage, groups: tuple[str, ...], minutes: int) -> LaunchSpec:
     """Return what is launched, with an SSH host key of its own."""
     host_key = new_host_key()
     return LaunchSpec(
@@ -234,7 +237,7 @@ def _spec(config: Mapping[str, Any], image: AmiImage, security_group: str, minut
         user_data=user_data(host_key.private, host_key.public, minutes),
         boot_minutes=minutes,
         host_key=host_key.public,
-        security_groups=(security_group,),
+        security_groups=groups,
         key_name=config["key_name"],
         instance_profile=config["instance_profile"],
         launch_template=config["launch_template"],

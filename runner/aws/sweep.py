@@ -12,7 +12,7 @@ from typing import Any
 from runner.aws.answers import Instance, Template
 from runner.aws.ec2 import Ec2
 from runner.aws.prices import Prices
-from runner.aws.tags import EVENT, EVENT_ID, KEEP, OWNER, SUBMISSIONS, expires_of, runs_of
+from runner.aws.tags import DASK, EVENT, EVENT_ID, KEEP, OWNER, SUBMISSIONS, expires_of, runs_of
 
 _ENDED = frozenset({"shutting-down", "terminated"})
 
@@ -141,6 +141,8 @@ def _judged(instance: Instance, rules: Rules, under_way: Attempts, prices: Price
         why = spared
     elif expires is not None and expires < now:
         why = "its time is over, and its own timer did not end it"
+    elif DASK in instance.tags:
+        why = "it is of a Dask cluster that trains nothing"
     else:
         why = "no attempt has it"
     return Found(
@@ -173,6 +175,8 @@ def _reason_to_stay(instance: Instance, rules: Rules, under_way: Attempts, now: 
             if over
             else f"it is of another event, {event!r}, whose attempts are not known here; sweep with its --config"
         )
+    if DASK in instance.tags and under_way:
+        return "it is of the event's Dask cluster, and attempts are under way"
     names_it = any(handle and handle.get("instance") == instance.id for handle in under_way.values())
     # Before an attempt has stored which instance it has, it may be booting any of its batch.
     may_have_it = any(run in under_way and not under_way[run] for run in runs_of(instance.tags))

@@ -18,6 +18,7 @@ RUNS = "ramp-cloud:runs"
 SUBMISSIONS = "ramp-cloud:submissions"
 ATTEMPTS = "ramp-cloud:attempts"
 HOST_KEY = "ramp-cloud:host-key"
+DASK = "ramp-cloud:dask"  # role of a machine of the event's Dask cluster: scheduler or worker
 KEEP = "ramp-cloud:keep-until"  # given later, to an instance that is left on to be looked at
 
 IMAGE = "ramp-cloud:image"  # base name of an image, and of all in Image Builder that makes it

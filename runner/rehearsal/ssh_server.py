@@ -124,6 +124,10 @@ class SshServer:
             return
         await self._execute(process.command, process)
 
+    def reaches(self, host: str) -> bool:
+        """Whether a connection may be forwarded to a host: the machine's own network and nothing else."""
+        return host.startswith(f"{self._machine.settings.network}.")
+
     def knows(self, user: str, key: asyncssh.SSHKey) -> bool:
         """Whether a user may log in with a key."""
         known = self._client_key is not None and key.public_data == self._client_key.public_data
@@ -189,6 +193,9 @@ class _Login(asyncssh.SSHServer):
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         return not self._refuses and self._server.knows(username, key)
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+        return self._server.reaches(dest_host)
 
     def auth_completed(self) -> None:
         self._server.logged_in()

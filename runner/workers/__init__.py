@@ -13,6 +13,7 @@ BUILT_IN = {
     "local": "runner.workers.local:LocalWorker",
     "conda": "runner.workers.conda:CondaWorker",
     "aws": "runner.workers.aws:AWSWorker",
+    "dask": "runner.workers.dask:DaskWorker",
 }
 
 

@@ -7,21 +7,25 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 
 from runner import testing
 from runner.config import load_config
+from runner.dask.cluster import Cluster, open_cluster
+from runner.dask.session import LEASE, DaskSession
 from runner.errors import Interrupted
 from runner.scores import read_scores
 from runner.testing import FakeWorker, Platform, Way
 from runner.workers import load_worker
 from runner.workers.base import BaseWorker, log_file
-from tests.event_folder import EventFolder
+from tests.dask_clusters import Processes, Shared, worker_keys
+from tests.event_folder import EventFolder, make_environment
 from tests.rehearsing import Cloud
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +91,10 @@ while not os.path.exists({str(go)!r}):
     def wait_until_training(self, name: str) -> None:
         """Return when the submission's own code runs."""
         until(lambda: (self._notes / f"{name}.pid").exists())
+
+    def was_training(self, name: str) -> bool:
+        """Whether the submission's own code ever ran."""
+        return (self._notes / f"{name}.pid").exists()
 
     def is_training(self, name: str) -> bool:
         """Whether the submission's own code still runs."""
@@ -166,6 +174,63 @@ class AwsBench(ProcessBench):
         load_worker("aws").close_event(self.config)
         assert self._cloud.left() == []
         self._environment.undo()
+
+
+class DaskBench(ProcessBench):
+    """The same on a Dask cluster, which many tests use one after another; each has a session of its own.
+
+    Args:
+        folder: of the event.
+        cluster: see ``runner.dask.cluster``.
+        homes: of hosts that have a kit of their own there; none where the event's is used.
+    """
+
+    def __init__(
+        self, folder: Path, cluster: Cluster, homes: Sequence[Path] = (), *, lease: float = LEASE, **keys: Any
+    ) -> None:
+        super().__init__(folder, load_worker("dask"), lambda _: {})
+        self._cluster, self._lease, self._homes = cluster, lease, homes
+        self.config |= {**worker_keys(self.config), "event_uid": uuid.uuid4().hex}
+        for home in homes:
+            shutil.copytree(self.event.kit, home / "kit")
+            make_environment(home / "environment")
+        if homes:
+            python = "~/environment/bin/python"
+            self.config |= {"worker_kit_dir": "~/kit", "worker_data_dir": "~/kit", "python": python}
+        self.config |= keys
+        self.open()
+
+    def open(self) -> None:
+        """Connect, as a dispatcher does."""
+        self.session = DaskSession(self.config, Shared(self._cluster), lease=self._lease)
+        self.session.open()
+        self.config["dask"] = self.session
+
+    def wait_until_training(self, name: str) -> None:
+        """Return when the submission's own code runs, and hear what was said until then, as a dispatcher does."""
+        super().wait_until_training(name)
+        for worker in self._made:
+            if worker.submission == name and worker.status == "running":
+                log = log_file(worker.config, name)
+                while worker.status == "running" and not log.stat().st_size:
+                    worker.wait(0.05)
+
+    def destroy(self, name: str, worker: BaseWorker) -> None:
+        """Kill the training and what watches it, as a crash of the machine does."""
+        training = psutil.Process(int((self._notes / f"{name}.pid").read_text()))
+        for process in (training.parent(), training):
+            if process is not None:
+                process.kill()
+        until(lambda: not self.is_training(name))
+
+    def close(self) -> None:
+        """Leave no process and no folder of a run behind."""
+        super().close()
+        until(lambda: not self.session.runs())
+        self.session.close()
+        for home in self._homes:
+            for part in ("kit", "environment"):
+                shutil.rmtree(home / part)
 
 
 class FakeBench:
@@ -261,10 +326,17 @@ def _conda_keys(event: EventFolder) -> dict[str, Any]:
     return {"conda_prefix": str(event.folder / "environment"), "conda_name": "environment"}
 
 
+def _on_two_hosts(folder: Path, hosts: Processes) -> DaskBench:
+    return DaskBench(folder, hosts.cluster, [hosts.folder / "one", hosts.folder / "other"])
+
+
 WORKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Bench]] = {
     "local": lambda folder, _: ProcessBench(folder, load_worker("local"), lambda _: {}),
     "conda": lambda folder, _: ProcessBench(folder, load_worker("conda"), _conda_keys),
     "aws": lambda folder, request: AwsBench(folder, request.getfixturevalue("cloud")),
+    "dask local": lambda folder, request: DaskBench(folder, request.getfixturevalue("local_dask")),
+    "dask tls": lambda folder, request: DaskBench(folder, request.getfixturevalue("tls_dask").cluster),
+    "dask hosts": lambda folder, request: _on_two_hosts(folder, request.getfixturevalue("two_hosts")),
     "example": lambda folder, _: ProcessBench(folder, _example(), _example_keys),
     "carried over": lambda folder, _: ProcessBench(folder, _carried_over(), lambda _: {}),
     "fake": lambda folder, _: FakeBench(folder, FakeWorker),
@@ -272,6 +344,43 @@ WORKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Bench]] = {
 # What ramp-engine did not ask for, a worker written for it does not have.
 OURS = [name for name in WORKERS if name != "carried over"]
 WITH_PROCESSES = [name for name in OURS if name != "fake"]
+
+
+@pytest.fixture(scope="module")
+def local_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return a cluster as ``dask_scheduler: local`` makes it."""
+    folder = tmp_path_factory.mktemp("local dask")
+    keys = {"deployment_dir": str(folder), "event_name": "toy_event", "security": "auto", "n_workers": 2}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DASK_TEMPORARY_DIRECTORY", str(folder))
+        dask.config.refresh()
+        cluster = open_cluster({**keys, "dask_scheduler": "local", "insecure": False, "cluster": None})
+        yield cluster
+        cluster.close(keep=False)
+    dask.config.refresh()
+
+
+@pytest.fixture(scope="module")
+def tls_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Return a cluster of processes, two slots in one worker."""
+    cluster = Processes(tmp_path_factory.mktemp("tls"))
+    cluster.start_scheduler()
+    cluster.start_worker("one", slots=2)
+    cluster.wait_for_workers(1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Return a cluster on two loopback addresses that share no folder."""
+    cluster = Processes(tmp_path_factory.mktemp("hosts"), address="127.0.0.3")
+    cluster.start_scheduler()
+    cluster.start_worker("one", address="127.0.0.4")
+    cluster.start_worker("other", address="127.0.0.5", plain=True)
+    cluster.wait_for_workers(2)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture
@@ -285,7 +394,9 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 every_worker = pytest.mark.parametrize("bench", WORKERS, indirect=True)
 our_workers = pytest.mark.parametrize("bench", OURS, indirect=True)
 with_processes = pytest.mark.parametrize("bench", WITH_PROCESSES, indirect=True)
-on_this_disk = pytest.mark.parametrize("bench", [name for name in WITH_PROCESSES if name != "aws"], indirect=True)
+on_this_disk = pytest.mark.parametrize(
+    "bench", [name for name in WITH_PROCESSES if name != "aws" and "dask" not in name], indirect=True
+)
 
 
 # -- one training ----------------------------------------------------------------------------------------------------

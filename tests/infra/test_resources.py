@@ -349,8 +349,12 @@ def test_dask_reaches_itself_alone(declare: Declare, plain: Declared) -> None:
     (inside,) = rules(made, INGRESS, "dask")
     assert inside["referencedSecurityGroupId"] == inside["securityGroupId"] == group
     assert not {"cidrIpv4", "cidrIpv6"} & inside.inputs.keys()
-    out = rules(made, EGRESS, "dask")
-    assert sorted(str(each.inputs.get("cidrIpv4")) for each in out) == ["0.0.0.0/0", "None"]
+    (out,) = rules(made, EGRESS, "dask")
+    assert out["referencedSecurityGroupId"] == group
+    assert not {"cidrIpv4", "cidrIpv6"} & out.inputs.keys()
+    assert rules(made, INGRESS, "containers") == []
+    (https,) = rules(made, EGRESS, "containers")
+    assert (https["fromPort"], https["toPort"], https["cidrIpv4"]) == (443, 443, "0.0.0.0/0")
     assert made.outputs["dask_cluster"].endswith(made.one("ecs/cluster:Cluster").name)
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, load_config
-from runner.config_file import allowed_values
+from runner.config_file import allowed_values, nested_section
 from runner.errors import ConfigError
 
 REQUIRED = {
@@ -35,6 +35,7 @@ BESIDE: dict[str, tuple[dict[str, str], str]] = {
     "access_key_id": ({"secret_access_key": SECRET}, ""),
     "secret_access_key": ({"access_key_id": "me"}, ""),
     "ami_image_id": ({}, "ami_image_name"),
+    "cluster": ({"remote_ramp_kit_folder": "/kit"}, "dask_scheduler"),
 }
 
 
@@ -155,6 +156,8 @@ def wrong_values() -> Iterator[tuple[str, str, str, Any]]:
     for worker_type, section, key in all_keys():
         model = models.get(section, WORKER_SECTIONS[worker_type])
         taken = takes(model.model_fields[key].annotation)
+        if nested_section(model.model_fields[key]):
+            taken = {*taken, dict}  # its keys are told one by one
         for kind, values in TYPES.items():
             if kind not in taken and (key, kind) != ("worker_type", type(None)):
                 yield from ((worker_type, section, key, value) for value in values)

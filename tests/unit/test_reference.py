@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection, WorkerSection
+from runner.config import WORKER_SECTIONS, DispatcherSection, RampSection, StoreSection
+from runner.config_cluster import ClusterSection
+from runner.config_dask import TlsFiles
 from runner.config_image import ImageSection
 from runner.config_infra import InfraSection
+from runner.config_worker import WorkerSection
 from runner.reference import render_key_table, render_reference, render_schema
 
 MODELS = [
@@ -20,6 +23,8 @@ MODELS = [
     InfraSection,
     *WORKER_SECTIONS.values(),
 ]
+NESTED = {"cluster": ClusterSection, "security": TlsFiles}  # keys of worker_type dask
+REQUIRED_OF_SOME = {"conda_env", "remote_ramp_kit_folder"}
 
 
 # -- config.md -------------------------------------------------------------------------------------------------------
@@ -44,6 +49,7 @@ def test_every_key_has_its_row() -> None:
             f"worker_type: {name}": [key for key in section.model_fields if key not in common]
             for name, section in WORKER_SECTIONS.items()
         },
+        **{f"{key} (worker_type: dask)": list(model.model_fields) for key, model in NESTED.items()},
         "image": list(ImageSection.model_fields),
         "infra": list(InfraSection.model_fields),
         "dispatcher": list(DispatcherSection.model_fields),
@@ -56,7 +62,7 @@ def test_no_cell_is_empty() -> None:
 
 
 def test_some_rows_in_full() -> None:
-    found = {row[0]: row[1:] for table in rows().values() for row in table}
+    found = {row[0]: row[1:] for heading, table in rows().items() if "dask" not in heading for row in table}
     assert found["`event_name`"][1] == "must be set"
     assert found["`logs_dir`"] == ["a path", "`events/<event_name>/logs`", "One log per submission comes here."]
     assert found["`use_spot_instance`"][:2] == ["true or false", "`false`"]
@@ -69,10 +75,10 @@ def test_some_rows_in_full() -> None:
 
 def test_short_table_has_every_key_and_marks_those_that_must_be_set() -> None:
     table = render_key_table()
-    for model in MODELS:
+    for model in (*MODELS, *NESTED.values()):
         for key, field in model.model_fields.items():
             assert f"`{key}`" in table
-            assert key == "conda_env" or (f"**`{key}`**" in table) is field.is_required()
+            assert key in REQUIRED_OF_SOME or (f"**`{key}`**" in table) is field.is_required()
 
 
 # -- the schema ------------------------------------------------------------------------------------------------------
@@ -115,7 +121,7 @@ def test_each_worker_has_its_keys_and_no_others(schema: dict[str, Any], worker_t
     model = WORKER_SECTIONS[worker_type]
     then = rule(schema, worker_type)
     section = then["properties"]["worker"]
-    assert list(section["properties"]) == list(model.model_fields)
+    assert list(section["properties"]) == [*model.model_fields, *model.in_section]
     assert section["additionalProperties"] is False
     flat = [*RampSection.model_fields, *model.model_fields, *DispatcherSection.model_fields, *StoreSection.model_fields]
     sections = ["ramp", "worker", "dispatcher", *(["image", "infra"] if worker_type == "aws" else [])]
@@ -149,7 +155,7 @@ def accepts_text_of_a_variable(definition: dict[str, Any]) -> bool:
     return any(re.search(arm.get("pattern", ""), "${NAME}") for arm in texts)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *NESTED.values()])
 def test_variables_are_allowed_everywhere(schema: dict[str, Any], model: type) -> None:
     for key in model.model_fields:  # type: ignore[attr-defined]
         assert accepts_text_of_a_variable(schema["definitions"][f"{model.__name__}.{key}"]), key
@@ -167,4 +173,4 @@ def test_limits_defaults_and_words_of_the_models(schema: dict[str, Any]) -> None
     assert definitions["RampSection.kit_dir"].keys() == {"description", "type", "minLength"}
     types = {"type": "array", "items": {"type": "string"}, "minItems": 1}
     assert types in definitions["AwsSection.instance_type"]["anyOf"]
-    assert all(definition["description"] for definition in definitions.values())
+    assert all(definition["description"] for name, definition in definitions.items() if "." in name)

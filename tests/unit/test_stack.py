@@ -25,6 +25,12 @@ FULL = StackOutputs(
     image_profile="ramp-iris-image",
     bucket="ramp-iris-files",
     owner="team data",
+    dask_security_group="sg-0dask",
+    dask_containers_group="sg-0containers",
+    dask_cluster="arn:aws:ecs:eu-west-1:123456789012:cluster/iris-dask",
+    dask_execution_role="arn:aws:iam::123456789012:role/iris-dask-execution",
+    dask_task_role="arn:aws:iam::123456789012:role/iris-dask-task",
+    dask_log_group="/ramp-cloud/iris/dask",
 )
 TEXTS = [
     "region",

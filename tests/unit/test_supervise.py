@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import supervise, watch
-from runner.supervise import BoundedLog, main
+from runner.supervise import BoundedLog, Lease, main
 
 LIMIT = 100
 
@@ -98,3 +99,27 @@ def test_runs_alone_on_the_oldest_python_of_an_image(module: ModuleType) -> None
         )
     }
     assert imported - sys.stdlib_module_names <= {"psutil"}
+
+
+def test_a_lease_is_over_when_nobody_touched_its_file_for_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: now)
+    file = tmp_path / "lease"
+    file.touch()
+    lease = Lease(file, 120)
+
+    assert not lease.is_over()
+    now += 119
+    assert not lease.is_over()
+    os.utime(file, (1, 1))  # whatever the clock of the files says: it was touched
+    assert not lease.is_over()
+    now += 119
+    assert not lease.is_over()
+    now += 2
+    assert lease.is_over()
+
+
+def test_without_a_lease_nothing_is_over(tmp_path: Path) -> None:
+    assert not Lease(tmp_path / "lease", None).is_over()

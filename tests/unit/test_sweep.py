@@ -15,7 +15,7 @@ from runner.aws.ec2 import Ec2
 from runner.aws.prices import Prices
 from runner.aws.session import AwsSession
 from runner.aws.sweep import Plan, Rules, carry_out, look
-from runner.aws.tags import EVENT, KEEP, OWNER, Request, batch_tags, belonging_tags
+from runner.aws.tags import DASK, EVENT, KEEP, OWNER, Request, batch_tags, belonging_tags
 
 REGION = "eu-west-1"
 ME = "me"
@@ -270,3 +270,16 @@ def test_tags_of_an_instance_are_the_runners() -> None:
     [found] = plan().found
     assert (found.id, found.event, found.submissions) == (left, "iris", "of a")
     assert OWNER == "ramp-cloud:owner"
+
+
+def test_a_dask_cluster_is_spared_while_anything_trains_on_it() -> None:
+    (scheduler,) = launch("dask-scheduler-1", tags={DASK: "scheduler"})
+    rules = Rules(owner=ME, event_id="iris")
+
+    def seen(attempts: dict[str, Any]) -> tuple[bool, str]:
+        (found,) = look(EC2(), rules, attempts=lambda: attempts, prices=PRICES, now=now()).found
+        assert found.id == scheduler
+        return found.goes, found.why
+
+    assert seen({"run-1": {"host": "h"}}) == (False, "it is of the event's Dask cluster, and attempts are under way")
+    assert seen({}) == (True, "it is of a Dask cluster that trains nothing")

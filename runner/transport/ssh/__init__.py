@@ -17,9 +17,19 @@ from runner.errors import TransportError
 from runner.transport.base import Finished, Reason, Stream, Transport
 from runner.transport.ssh.commands import Running, SshStream, tail
 from runner.transport.ssh.keys import HostKey, check_key_file, load_key, new_host_key, public_key_of
+from runner.transport.ssh.tunnel import Pipe, Tunnel
 from runner.transport.ssh.wire import Peer, Wire, close_channel
 
-__all__ = ["HostKey", "SshTransport", "check_key_file", "connect", "new_host_key", "public_key_of", "wait_for_ssh"]
+__all__ = [
+    "HostKey",
+    "SshTransport",
+    "Tunnel",
+    "check_key_file",
+    "connect",
+    "new_host_key",
+    "public_key_of",
+    "wait_for_ssh",
+]
 
 _MAX_GIVEN = 1_000_000  # bytes; half the window of OpenSSH, so that it can be sent before anything is read
 _OPENING = 60.0  # seconds for starting a command that streams
@@ -180,6 +190,19 @@ class SshTransport(Transport):
         if finished.code not in {0, 1}:  # 1: a file changed while it was read
             msg = "the results could not be read on the machine; look at its disk, then try again"
             raise self._wire.error(Reason.FAILED, msg, tail(finished.err), code=finished.code, folder=folder)
+
+    def pipe(self, host: str, port: int, *, timeout: float = 10) -> Pipe:
+        """Open a TCP connection that starts on the machine, to one of its own ports or of another machine.
+
+        Args:
+            host, port: as the machine sees them.
+            timeout: seconds until it must be open.
+
+        Raises:
+            TransportError: nothing listens there, the machine forbids it, or the connection broke.
+        """
+        with self._wire.limited(timeout, f"a connection to {host}:{port}"):
+            return self._wire.pipe(host, port, timeout)
 
     def close(self) -> None:
         """Close the connection; see the contract."""

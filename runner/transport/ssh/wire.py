@@ -25,6 +25,7 @@ _NO_STATUS = -1  # what paramiko has for the exit code of a command that did not
 _SETTLING = 0.2  # seconds for paramiko's thread to note that its connection broke
 _SLACK = 1.0  # seconds after its time limit until an operation that is stuck loses its connection
 _SILENCES = 3  # keep-alive intervals without a word before the peer counts as dead
+_NOTHING_THERE = 2  # SSH_OPEN_CONNECT_FAILED
 _TINY = 0.001  # seconds; paramiko has an interval of its own, which must have passed, too
 _PROTOCOL_LOG = "runner.transport.ssh.protocol"
 
@@ -134,6 +135,11 @@ class Wire:
             channel.exec_command(shlex.join(command))
         return channel
 
+    def pipe(self, host: str, port: int, timeout: float) -> paramiko.Channel:
+        """Open a TCP connection from the machine to a host and port as it sees them."""
+        with self.translating():
+            return self.protocol.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout)
+
     def close(self) -> None:
         """Close the connection, which wakes whoever waits in it. Can be called again, from any thread."""
         self.is_closed = True
@@ -184,6 +190,9 @@ class Wire:
             return self.error(Reason.BROKEN, "the connection to the machine broke; connect again", detail)
         if isinstance(error, paramiko.AuthenticationException):
             return self._refused(detail)
+        if isinstance(error, paramiko.ChannelException) and error.code == _NOTHING_THERE:
+            msg = "nothing takes connections at that port of the machine; try again, or look whether its program runs"
+            return self.error(Reason.REFUSED, msg, detail)
         return self.error(Reason.FAILED, "the machine refuses to run commands; look at its SSH server's log", detail)
 
     def error(self, reason: Reason, message: str, detail: str = "", **fields: object) -> TransportError:

@@ -1,0 +1,48 @@
+"""Keys of the ``worker`` section that every worker has, and those of all whose trainings are processes we watch."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from runner.config_types import Seconds, Section
+
+DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
+
+
+class WorkerSection(Section):
+    """Keys of the ``worker`` section that every worker has."""
+
+    worker_type: str = Field(
+        description="`local`, `conda`, `aws`, `dask`, or your own worker as `package.module:Class` or entry point name."
+    )
+    timeout: Seconds = Field(
+        DEFAULT_TIMEOUT, description="Time limit of one training in seconds; the submission is then killed (code 124)."
+    )
+
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of keys of which exactly one must be set."""
+
+    in_section: ClassVar[Mapping[str, str]] = {}
+    """Other names that keys may have under ``worker:``, where they cannot be taken for the event's own."""
+
+    @classmethod
+    def conflicts(cls, keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each key that does not fit the others, with what is wrong; ``keys`` as they stand in the file."""
+        for group in cls.one_of:
+            first, *others = [key for key in group if keys.get(key) is not None] or [""]
+            if not first:
+                yield group[0], f"is missing; set it, or {' or '.join(group[1:])} in its place"
+            for other in others:
+                yield other, f"cannot stand beside {first}; keep one of the two"
+
+
+class ProcessSection(WorkerSection):
+    """Keys of workers whose trainings are processes that ramp-cloud itself watches."""
+
+    max_output_mb: float = Field(
+        5000, gt=0, allow_inf_nan=False, description="A submission that writes more (MB of 10⁶ bytes) is killed."
+    )
+    max_log_mb: float = Field(
+        20, ge=0.1, allow_inf_nan=False, description="A longer log (MB) loses its middle; head and tail are kept."
+    )

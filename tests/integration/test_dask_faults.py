@@ -1,0 +1,356 @@
+"""What becomes of submissions when parts of a Dask cluster die, come late, differ, or have no room."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import Interrupted, KitError, NoRoom, WorkerError
+from runner.scores import read_scores
+from runner.workers import dask as dask_worker
+from runner.workers.base import BaseWorker, log_file
+from tests.contract.test_worker_contract import DaskBench, wait_for_end
+from tests.dask_clusters import Processes, until
+
+
+def _one_worker(folder: Path) -> Iterator[Processes]:
+    made = Processes(folder)
+    made.start_scheduler()
+    made.start_worker("one")
+    made.wait_for_workers(1)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Processes]:
+    """Return a scheduler with one worker of one slot, to be broken."""
+    yield from _one_worker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Return the same for tests that leave it whole."""
+    yield from _one_worker(tmp_path_factory.mktemp("lasting"))
+
+
+def _events_on(cluster: Processes, folder: Path) -> Iterator[Callable[..., DaskBench]]:
+    made: list[DaskBench] = []
+
+    def open_event(**more: Any) -> DaskBench:
+        made.append(DaskBench(folder / f"event {len(made)}", cluster.cluster, **more))
+        return made[-1]
+
+    yield open_event
+    for bench in made:
+        bench.close()
+
+
+@pytest.fixture
+def opened(cluster: Processes, tmp_path: Path) -> Iterator[Callable[..., DaskBench]]:
+    """Return a maker of events on a cluster that may be broken."""
+    yield from _events_on(cluster, tmp_path)
+
+
+@pytest.fixture
+def kept(lasting: Processes, tmp_path: Path) -> Iterator[Callable[..., DaskBench]]:
+    """Return a maker of events on one that is left whole."""
+    yield from _events_on(lasting, tmp_path)
+
+
+def launched(bench: DaskBench, name: str, kind: str = "waits") -> BaseWorker:
+    """Start a submission and return when its own code runs."""
+    bench.add(name, kind)
+    worker = bench.worker(name)
+    worker.setup()
+    worker.launch_submission()
+    if kind == "waits":
+        bench.wait_until_training(name)
+    return worker
+
+
+def test_a_worker_that_dies_for_good_is_told_and_its_training_ends_with_its_lease(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened(lease=2.0)
+    worker = launched(bench, "a")
+    worker.patience = 0.5  # type: ignore[attr-defined]
+
+    cluster.kill(cluster.workers["one"])
+    worker.wait(60)
+
+    assert worker.status == "retry"
+    until(lambda: not bench.is_training("a"))
+
+
+def test_a_worker_that_comes_back_has_its_training_still_and_its_slot_is_not_given_twice(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened()
+    worker = launched(bench, "a")
+    cluster.kill(cluster.workers["one"])
+    assert bench.is_training("a")
+
+    cluster.start_worker("one")
+    second = threading.Thread(target=launched, args=(bench, "b"), daemon=True)
+    second.start()
+    waiting = threading.Thread(target=wait_for_end, args=(worker,), daemon=True)
+    waiting.start()
+    with cluster.client() as client:
+        until(lambda: sum(len(keys) for keys in client.processing().values()) >= 2)
+    assert not bench.was_training("b")
+    bench.let_end("a")
+    waiting.join(60)
+
+    assert worker.collect_results() == (0, "")
+    worker.teardown()
+    second.join(60)
+    assert bench.is_training("b")
+
+
+def test_a_scheduler_that_starts_again_loses_nothing(cluster: Processes, opened: Callable[..., DaskBench]) -> None:
+    bench = opened()
+    worker = launched(bench, "a")
+    bench.add("queued", "good")
+    queued = bench.worker("queued")
+    collected: list[Any] = []
+    waiting = threading.Thread(target=lambda: collected.append(queued.launch()), daemon=True)
+    waiting.start()
+
+    cluster.kill(cluster.scheduler)
+    cluster.kill(cluster.workers["one"])  # as a supervised worker ends when its scheduler is away
+    cluster.start_scheduler()
+    cluster.start_worker("one")
+    bench.let_end("a")
+    wait_for_end(worker)
+
+    assert worker.collect_results() == (0, "")
+    worker.teardown()
+    waiting.join(60)
+    assert collected == [(0, "")]
+
+
+def test_a_dispatcher_that_dies_is_followed_by_one_that_finds_what_runs_and_what_ended(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened()
+    first = launched(bench, "a")
+    state = json.loads(json.dumps(first.state()))
+    bench.session.close()  # to the cluster it is the same: the client is gone
+
+    bench.let_end("a")
+    bench.open()
+    again = bench.again(first)
+    again.resume(state)
+    wait_for_end(again)
+
+    assert again.collect_results() == (0, "")
+    assert read_scores(Path(bench.config["predictions_dir"]) / "a")
+    again.teardown()
+
+
+def test_a_connection_that_stands_still_for_a_while_costs_nothing_but_time(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened()
+    worker = launched(bench, "a")
+    scheduler = cluster.scheduler
+    assert scheduler is not None
+    scheduler.send_signal(signal.SIGSTOP)
+    bench.let_end("a")  # nobody hears of it
+    worker.wait(3)
+    assert worker.status == "running"
+
+    scheduler.send_signal(signal.SIGCONT)
+    wait_for_end(worker)
+
+    assert worker.collect_results() == (0, "")
+
+
+def test_what_waits_behind_a_long_training_goes_where_a_slot_is_free(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened()
+    launched(bench, "long")
+    for name in ("b", "c"):
+        bench.add(name, "good")
+    queued = [threading.Thread(target=bench.worker(name).launch, daemon=True) for name in ("b", "c")]
+    for each in queued:
+        each.start()
+    until(lambda: bench.session.waiting == 2)
+
+    cluster.start_worker("other")
+    for each in queued:
+        each.join(60)
+
+    assert bench.is_training("long")
+    assert (Path(bench.config["predictions_dir"]) / "b").exists()
+    assert (Path(bench.config["predictions_dir"]) / "c").exists()
+
+
+def test_a_queued_attempt_is_cancelled_and_never_trains(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    running = launched(bench, "a")
+    bench.add("queued", "good")
+    queued = bench.worker("queued")
+    queued.setup()
+    told: list[BaseException] = []
+
+    def launch() -> None:
+        try:
+            queued.launch_submission()
+        except Interrupted as error:
+            told.append(error)
+
+    waiting = threading.Thread(target=launch, daemon=True)
+    waiting.start()
+    until(lambda: bench.session.waiting == 1)
+    queued.wake()
+    waiting.join(60)
+    queued.teardown()
+    bench.let_end("a")
+    wait_for_end(running)
+    running.collect_results()
+    running.teardown()
+
+    assert "ended while it waited" in str(told[0])
+    bench.add("next", "good")
+    assert bench.worker("next").launch() == (0, "")
+    assert not log_file(queued.config, "queued").read_text()
+
+
+def test_who_waits_too_long_for_a_slot_goes_back_to_the_queue_and_it_counts_for_nothing(
+    kept: Callable[..., DaskBench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = kept()
+    launched(bench, "a")
+    bench.add("queued", "good")
+    monkeypatch.setattr(dask_worker, "_LONGEST_QUEUE", 0.2)
+
+    with pytest.raises(NoRoom):
+        bench.worker("queued").launch()
+
+
+def test_a_large_submission_follows_when_there_is_a_slot(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    bench.add("large", "good")
+    (bench.event.submissions / "large" / "weights.bin").write_bytes(os.urandom(5_000_000))
+
+    assert bench.worker("large").launch() == (0, "")
+
+
+def test_large_results_come_in_parts_and_whole(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    bench.event.add("large", "open(OUTPUT + '/fold_0/weights.bin', 'wb').write(bytes(range(256)) * 30_000)")
+
+    assert bench.worker("large").launch() == (0, "")
+    found = Path(bench.config["predictions_dir"]) / "large" / "fold_0" / "weights.bin"
+    assert found.read_bytes() == bytes(range(256)) * 30_000
+
+
+def test_results_that_are_too_many_or_links_do_no_harm(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    bench.event.add("links", "import os; os.symlink('/etc/passwd', OUTPUT + '/fold_0/secret')")
+    bench.event.add("many", "for n in range(10_001): open(f'{OUTPUT}/fold_0/{n}', 'w').close()")
+
+    assert bench.worker("links").launch() == (0, "")
+    collected = bench.worker("many").launch()
+
+    assert not (Path(bench.config["predictions_dir"]) / "links" / "fold_0" / "secret").exists()
+    assert collected is not None
+    assert collected[0] == 1
+    assert "10,000 files" in collected[1]
+    assert not (Path(bench.config["predictions_dir"]) / "many").exists()
+
+
+# A worker on whose disk there is no room: for what comes in, or for what a training writes.
+_NO_ROOM = "raise OSError(28, 'No space left on device')"
+_FULL = f"""
+import collections, shutil
+
+def copy(*_):
+    {_NO_ROOM}
+
+shutil.copyfileobj = copy
+"""
+_FILLS_UP = """
+import collections, shutil
+
+shutil.disk_usage = lambda _: collections.namedtuple("Usage", "total used free")(1, 1, 0)
+"""
+
+
+@pytest.mark.parametrize("preload", [_FULL, _FILLS_UP], ids=["on arrival", "in training"])
+def test_a_full_disk_is_not_blamed_on_the_participant(tmp_path: Path, preload: str) -> None:
+    cluster = Processes(tmp_path)
+    cluster.start_scheduler()
+    cluster.start_worker("full", preload=preload)
+    cluster.wait_for_workers(1)
+    bench = DaskBench(tmp_path / "event", cluster.cluster)
+    bench.event.add("a", _NO_ROOM)
+
+    with pytest.raises(WorkerError, match="disk of the Dask worker's host is full"):
+        bench.worker("a").launch()
+
+    bench.close()
+    cluster.close()
+
+
+def test_what_is_missing_on_a_host_is_told_at_the_start(lasting: Processes, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"there is no problem\.py in /nowhere"):
+        DaskBench(tmp_path / "event", lasting.cluster, worker_kit_dir="/nowhere")
+
+
+def test_a_worker_that_comes_later_with_another_kit_gets_nothing(
+    cluster: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    bench = DaskBench(tmp_path / "event", cluster.cluster, [tmp_path / "one"])
+    shutil.copytree(tmp_path / "one" / "kit", other / "kit")
+    (other / "kit" / "problem.py").write_text("problem_title = 'Another'")
+    shutil.copytree(tmp_path / "one" / "environment", other / "environment")
+    cluster.start_worker("other")
+    until(lambda: len(bench.session.hosts()) == 2)
+    until(lambda: "is not used" in caplog.text)
+
+    launched(bench, "a")
+    bench.add("b", "good")
+    waiting = threading.Thread(target=bench.worker("b").launch, daemon=True)
+    waiting.start()
+    until(lambda: bench.session.waiting == 1)
+
+    assert "the kit's commit or problem.py is problem.py" in caplog.text
+    assert [facts["used"] for facts in sorted(bench.session.hosts(), key=lambda facts: facts["name"])] == [True, False]
+    bench.let_end("a")
+    waiting.join(60)
+    assert not (other / "scratch" / "ramp-cloud-0").exists() or not list(other.rglob("submissions"))
+    bench.close()
+
+
+def test_the_sweep_ends_what_no_attempt_has(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    worker = launched(bench, "a")
+
+    assert type(worker).sweep(bench.config, lambda: {worker.run: None}) == []
+    swept = type(worker).sweep(bench.config, dict)
+
+    assert len(swept) == 1
+    assert worker.run in swept[0]
+    until(lambda: not bench.is_training("a"))
+
+
+def test_a_training_sees_no_secrets_and_nothing_of_dask(kept: Callable[..., DaskBench]) -> None:
+    bench = kept()
+    bench.event.add("a", "import os; print('SEES', sorted(os.environ))")
+
+    bench.worker("a").launch()
+
+    seen = log_file(bench.config, "a").read_text()
+    assert "DASK_" not in seen
+    assert "RAMP_CLOUD_RUN" in seen
