@@ -92,7 +92,7 @@ class _Stack:
             name=name,
             semanticVersion=document.version,
             platform="Linux",
-            description=document.description,
+            description=document.description or document.name,  # AWS takes no empty one
             tags=self._tags,
             **content,
         )

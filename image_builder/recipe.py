@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +134,26 @@ def plan(config: EventConfig, *, bucket: str | None) -> ImagePlan:
 def recipe_version(content: str) -> str:
     """Return the version that is asked for of a recipe with a content: ``1.<n>.x``."""
     return component.version_of(content).rpartition(".")[0] + ".x"
+
+
+def component_version(asked: str, there: Iterable[str], *, is_new: bool) -> str:
+    """Return the version of a document's component: ``1.<n>.<count>``.
+
+    n is that of its text, count says how often the text had changed. The newest one there is the one in use, so the
+    same text keeps its version, and a text that comes back gets one that nobody had: AWS knows no ``x`` here, and may
+    refuse a version that it has.
+
+    Args:
+        asked: version of the document.
+        there: versions of the component that AWS has, without builds.
+        is_new: those are of an image that left the stack, so none is in use.
+    """
+    family, _, _ = asked.rpartition(".")
+    newest = max(there, key=lambda version: int(version.rpartition(".")[2]), default=None)
+    if newest is None:
+        return f"{family}.0"
+    used, _, count = newest.rpartition(".")
+    return f"{family}.{int(count) + (is_new or used != family)}"
 
 
 def is_version(made: str, asked: str) -> bool:

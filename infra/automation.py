@@ -11,8 +11,10 @@ from pathlib import Path
 from pulumi.automation import ConfigValue, LocalWorkspace, OutputMap, Stack
 
 from infra.changes import Listener, Plan
-from infra.engine import Engine, StackFailed
+from infra.engine import Engine, Result, StackFailed, StackLocked
+from infra.pending import is_unsettled, with_made
 from infra.settings import Settings
+from runner.aws.session import AwsSession
 from runner.config import EventConfig, load_config
 from runner.errors import ConfigError
 from runner.stack import StackFileBroken, StackOutputs, write
@@ -29,6 +31,16 @@ class _Open:
 
     stack: Stack
     engine: Engine
+
+    def told(self, do: Callable[[], Result], listener: Listener | None = None) -> Result:
+        """Return what ``do`` returns; see ``Engine.told``. The lock of a run that was killed here is taken away."""
+        try:
+            return self.engine.told(self.stack.name, do, listener)
+        except StackLocked as error:
+            if not error.fields.get("is_left"):
+                raise
+            self.engine.told(self.stack.name, self.stack.cancel)
+            return self.engine.told(self.stack.name, do, listener)
 
 
 class EventStack:
@@ -54,7 +66,7 @@ class EventStack:
         event = Settings.load(self._path).config
         listener = Listener()
         with self._made(event) as it:
-            it.engine.told(it.stack.name, lambda: it.stack.preview(on_event=listener, color="never"), listener)
+            it.told(lambda: it.stack.preview(on_event=listener, color="never"), listener)
         return listener.plan()
 
     def up(self) -> Path:
@@ -62,9 +74,8 @@ class EventStack:
         event = Settings.load(self._path).config
         listener = Listener(self._say)
         with self._made(event) as it:
-            done = it.engine.told(
-                it.stack.name, lambda: it.stack.up(on_event=listener, color="never", show_secrets=False), listener
-            )
+            self._settle(it, event)
+            done = it.told(lambda: it.stack.up(on_event=listener, color="never", show_secrets=False), listener)
         path = outputs_file(event)
         _write(path, done.outputs)
         return path
@@ -72,15 +83,14 @@ class EventStack:
     def owner(self) -> str | None:
         """Return whom the stack's things belong to, as it was noted when they were made; None before that."""
         with self._there(load_config(self._path)) as it:
-            outputs = it.engine.told(it.stack.name, it.stack.outputs)
+            outputs = it.told(it.stack.outputs)
         return str(outputs["owner"].value) if "owner" in outputs else None
 
     def preview_down(self) -> Plan:
         """Return what ``down`` would delete; what is protected is not in it."""
         listener = Listener()
         with self._there(load_config(self._path)) as it:
-            it.engine.told(
-                it.stack.name,
+            it.told(
                 lambda: it.stack.preview_destroy(on_event=listener, exclude_protected=True, color="never"),
                 listener,
             )
@@ -91,15 +101,33 @@ class EventStack:
         event = load_config(self._path)
         listener = Listener(self._say)
         with self._there(event) as it:
-            it.engine.told(
-                it.stack.name,
+            self._settle(it, event)
+            it.told(
                 lambda: it.stack.destroy(on_event=listener, exclude_protected=True, color="never", show_secrets=False),
                 listener,
             )
-            state = it.engine.told(it.stack.name, it.stack.export_stack)
+            state = it.told(it.stack.export_stack)
         outputs_file(event).unlink(missing_ok=True)
         left = (state.deployment or {}).get("resources") or []
         return [str(each["urn"]).rpartition("::")[2] for each in left if each.get("protect")]
+
+    def _settle(self, it: _Open, event: EventConfig) -> None:
+        """Find out what became of what a run did when it was killed."""
+        state = it.told(it.stack.export_stack)
+        if not is_unsettled(state.deployment or {}):
+            return
+        self._say("An earlier run was broken off; looking at what became of it.")
+        worker = event.worker
+        session = AwsSession(
+            region_name=getattr(worker, "region_name", None), profile_name=getattr(worker, "profile_name", None)
+        )
+        state.deployment = with_made(state.deployment or {}, session)
+        it.told(lambda: it.stack.import_stack(state))
+        listener = Listener(self._say)
+        it.told(
+            lambda: it.stack.refresh(on_event=listener, clear_pending_creates=True, color="never", show_secrets=False),
+            listener,
+        )
 
     @contextlib.contextmanager
     def _made(self, event: EventConfig) -> Iterator[_Open]:
@@ -108,7 +136,7 @@ class EventStack:
             inside = self._path.is_relative_to(self._project)
             # Relative, a clone elsewhere has it too.
             value = ConfigValue(value=str(self._path.relative_to(self._project) if inside else self._path))
-            it.engine.told(it.stack.name, lambda: it.stack.set_config(EVENT, value))
+            it.told(lambda: it.stack.set_config(EVENT, value))
             yield it
 
     @contextlib.contextmanager

@@ -5,8 +5,11 @@ in good order.
 """
 
 import contextlib
+import getpass
 import os
+import re
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +34,7 @@ Result = TypeVar("Result")
 OnOutput = Callable[[str], Any]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HOLDER = re.compile(r"created by (\S+)@(\S+) \(pid (\d+)\)")  # of a lock, as backends that are files tell it
 _MAX_LINES = 20  # of what Pulumi says, in an error
 
 # What Pulumi or its AWS plugin says, and what to do.
@@ -51,8 +55,8 @@ _KNOWN = {
         "Pulumi's AWS plugin is missing; check the network, try `pulumi plugin install resource aws`, and repeat"
     ),
     "pending operations": (
-        "an earlier run was broken off, and Pulumi does not know what became of some things; "
-        "`pulumi refresh --stack {stack}` finds out, then repeat"
+        "an earlier run was broken off, and Pulumi does not know what became of some things; `./inv up` finds out and "
+        "goes on"
     ),
     "No valid credential sources found": (
         "AWS credentials are missing or have expired; log in (`aws sso login` or `aws configure`), or set "
@@ -64,6 +68,10 @@ _KNOWN = {
 
 class StackFailed(RampCloudError):
     """Pulumi could not do what it was asked; what it had done until then is kept in the stack."""
+
+
+class StackLocked(StackFailed):
+    """Another run has the stack, or had it when it was killed."""
 
 
 class StackStopped(StackFailed):
@@ -180,13 +188,30 @@ class Engine(PulumiCommand):
                 f"another run changes the stack {stack!r} now; wait for its end. If there is none, for it was killed: "
                 f"`pulumi cancel --stack {stack}`, and repeat"
             )
-            return StackFailed(msg)
+            return StackLocked(msg, is_left=_is_left(str(error)))
         said = "\n".join([*errors, self._last])
         for words, advice in _KNOWN.items():
             if words in said:
                 return StackFailed(advice.format(stack=stack), detail=_shortened(errors))
         msg = "Pulumi could not finish; mend what it says and repeat: what is done is not done again"
         return StackFailed(msg, detail=_shortened(errors or self._last.splitlines()))
+
+
+def _is_left(said: str) -> bool:
+    """Whether all that lock a stack were processes of ours on this machine, and have ended without unlocking it."""
+    holders = _HOLDER.findall(said)
+    mine = (getpass.getuser(), socket.gethostname())
+    return bool(holders) and all((user, host) == mine and not _runs(int(pid)) for user, host, pid in holders)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it does, as somebody else's
+    return True
 
 
 class _Reader:

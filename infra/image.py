@@ -8,7 +8,7 @@ import pulumi
 import pulumi_aws as aws
 from pulumi_aws import imagebuilder as ib
 
-from image_builder.recipe import ImagePlan
+from image_builder.recipe import ImagePlan, component_version
 from infra.settings import Place, Settings
 from runner.aws.tags import IMAGE
 
@@ -53,7 +53,11 @@ class Image(pulumi.ComponentResource):
         self._settings, self._place, self._plan = settings, place, plan
         self._tags = {IMAGE: plan.name}
         self._handed_on = tags
-        recipe = self._recipe([self._component(number) for number in range(len(plan.documents))])
+        self._is_new = not self._is_there()
+        # First of all that is the image's, and gone last: while it is there the newest components are the stack's own.
+        infrastructure = self._infrastructure(profile, group, subnet)
+        mine = pulumi.ResourceOptions(parent=self, depends_on=[infrastructure])
+        recipe = self._recipe([self._component(number, mine) for number in range(len(plan.documents))])
         # Image Builder would make it by itself at the first build, to be kept for ever.
         self.log_group = f"/aws/imagebuilder/{plan.name}"
         logs = aws.cloudwatch.LogGroup(
@@ -67,7 +71,7 @@ class Image(pulumi.ComponentResource):
             name=plan.name,
             description=f"Image of the RAMP event {place.event}",
             image_recipe_arn=recipe.arn,
-            infrastructure_configuration_arn=self._infrastructure(profile, group, subnet).arn,
+            infrastructure_configuration_arn=infrastructure.arn,
             distribution_configuration_arn=self._distribution().arn,
             image_tests_configuration=ib.ImagePipelineImageTestsConfigurationArgs(image_tests_enabled=True),
             logging_configuration=ib.ImagePipelineLoggingConfigurationArgs(image_log_group_name=logs.name),
@@ -80,19 +84,38 @@ class Image(pulumi.ComponentResource):
         self.pipeline_arn: pulumi.Output[str] = pipeline.arn
         self.register_outputs({"pipeline_arn": self.pipeline_arn, "log_group": self.log_group})
 
-    def _component(self, number: int) -> ib.Component:
-        document, image = self._plan.documents[number], self._plan.name
+    def _component(self, number: int, mine: pulumi.ResourceOptions) -> ib.Component:
+        document = self._plan.documents[number]
+        name = f"{self._plan.name}-{document.name}"
+        version = component_version(document.version, self._versions(name), is_new=self._is_new)
         return ib.Component(
-            f"{image}-{document.name}-{document.version}",
-            name=f"{image}-{document.name}",
-            version=document.version,
+            f"{name}-{version}",
+            name=name,
+            version=version,
             platform="Linux",
             description=document.description or None,
             data=document.text,
             skip_destroy=True,  # images and recipes that were made with it name it; `./inv prune-images` removes it
             tags=self._tags,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=mine,
         )
+
+    def _is_there(self) -> bool:
+        """Whether AWS has the stack's image already, under its name."""
+        found = ib.get_infrastructure_configurations(
+            filters=[ib.GetInfrastructureConfigurationsFilterArgs(name="name", values=[self._plan.name])],
+            opts=pulumi.InvokeOptions(parent=self),
+        )
+        return bool(found.arns)
+
+    def _versions(self, component: str) -> list[str]:
+        """Return the versions of a component that are in AWS, those that left the stack too."""
+        found = ib.get_components(
+            owner="Self",
+            filters=[ib.GetComponentsFilterArgs(name="name", values=[component])],
+            opts=pulumi.InvokeOptions(parent=self),
+        )
+        return [arn.split("/")[2] for arn in found.arns]  # ...:component/NAME/VERSION, with or without /BUILD
 
     def _recipe(self, components: list[ib.Component]) -> ib.ImageRecipe:
         plan = self._plan

@@ -22,20 +22,31 @@ class Network(pulumi.ComponentResource):
         build_group_id: of instances that build images; None without an image.
 
     Raises:
-        ConfigError: the network has no subnet.
+        ConfigError: there is no such network, or it has no such subnet.
     """
 
     def __init__(self, name: str, settings: Settings, place: Place, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ramp-cloud:infra:Network", name, None, opts)
         self._settings, self._place = settings, place
         asking = pulumi.InvokeOptions(parent=self)
-        wanted = settings.infra.vpc
-        vpc = aws.ec2.get_vpc(id=wanted, opts=asking) if wanted else aws.ec2.get_vpc(default=True, opts=asking)
-        self.vpc_id: str = vpc.id
+        self.vpc_id = self._there(asking)
         self.subnets = self._zones(asking)
         self.workers_group_id = self._workers()
         self.build_group_id = self._builders() if settings.image else None
         self.register_outputs({"vpc_id": self.vpc_id, "subnets": self.subnets})
+
+    def _there(self, asking: pulumi.InvokeOptions) -> str:
+        """Return the id of the network that config.yml names, or of the account's default one."""
+        wanted, region, path = self._settings.infra.vpc, self._place.region, self._settings.config.path
+        name, value = ("vpc-id", wanted) if wanted else ("is-default", "true")
+        found = aws.ec2.get_vpcs(filters=[aws.ec2.GetVpcsFilterArgs(name=name, values=[value])], opts=asking).ids
+        if found:
+            return str(found[0])
+        if wanted:
+            msg = f"{path}: infra.vpc: {wanted} is not in {region} of this account; correct it, or leave it out"
+        else:
+            msg = f"{path}: infra.vpc: the account has no default network in {region}; set `vpc` to the id of another"
+        raise ConfigError(msg)
 
     def _zones(self, asking: pulumi.InvokeOptions) -> dict[str, str]:
         chosen = self._settings.infra.subnets

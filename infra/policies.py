@@ -227,10 +227,11 @@ def _bases(names: Names) -> list[Document]:
 
 def preview(names: Names) -> Document:
     """Return what `pulumi preview` needs: the looks of the program and nothing that changes anything."""
-    looks = ["RouteTables", "Subnets", "VpcAttribute", "Vpcs"]
+    looks = ["ec2:DescribeSubnets", "ec2:DescribeVpcs"]
+    looks += ["imagebuilder:ListComponents", "imagebuilder:ListInfrastructureConfigurations"]  # for versions in use
     if names.base.startswith("ami-"):
-        looks.append("Images")  # for the name of its root device
-    return policy(look("LookAround", [f"ec2:Describe{kind}" for kind in looks], (names.region,)))
+        looks.append("ec2:DescribeImages")  # for the name of its root device
+    return policy(look("LookAround", looks, (names.region,)))
 
 
 def up(names: Names) -> Document:

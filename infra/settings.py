@@ -122,7 +122,7 @@ class Settings:
 
     def place(self, *, account: str, partition: str) -> Place:
         """Return the names that depend on the account."""
-        owner = self.worker.owner or f"{self.event[:80]}/{account}"
+        owner = owner_of(self.config, account)
         digest = _digest(account, owner, self.event)
         return Place(
             event=self.event,
@@ -151,6 +151,11 @@ class Settings:
                 )
                 raise ConfigError(msg)
         return plan
+
+
+def owner_of(config: EventConfig, account: str) -> str:
+    """Return whom an event's stack belongs to: what config.yml says, or else the event in its account."""
+    return getattr(config.worker, "owner", None) or f"{config.event_name[:80]}/{account}"
 
 
 def bucket_name(account: str, owner: str, event: str) -> str:

@@ -104,7 +104,9 @@ class InfraSection(Section):
     make_secret: bool = Field(
         default=False, description="Make the secret that `image.data_secret` names, without a value: put it there."
     )
-    dask: bool = Field(default=False, description="Make what a Dask cluster needs, on EC2 or ECS; the image then has `distributed`.")
+    dask: bool = Field(
+        default=False, description="Make what a Dask cluster needs, on EC2 or ECS; the image then has `distributed`."
+    )
     guards: Annotated[
         list[Guard], Words("a list of `imdsv2`, `private-images`, `allowed-images-audit`, `allowed-images`")
     ] = Field([], description="Settings of the whole account in this region that `pulumi up` takes over.")

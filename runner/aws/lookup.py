@@ -176,7 +176,10 @@ class Lookup:
             if name in {group["GroupId"], group["GroupName"]}:
                 return str(group["GroupId"])
         known = ", ".join(sorted(group["GroupName"] for group in found)) or "none"
-        msg = f"security_group: {vpcs[0]} has no group {name!r}; it has {known}; correct security_group or subnets"
+        msg = (
+            f"security_group: {vpcs[0]} has no group {name!r}; it has {known}; correct security_group or subnets, or "
+            "`./inv up` where they are the stack's"
+        )
         raise ConfigError(msg)
 
     def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from runner import stack
 from runner.aws.tags import ACCEPTED
 from runner.config import AwsSection, EventConfig, load_config
 from runner.errors import UsageError
+from runner.rehearsal.bases import published
 from runner.rehearsal.client import Rehearsal
 from runner.transport.ssh import new_host_key
 from runner.workers.aws import AWSWorker
@@ -29,25 +30,6 @@ SSH_SECONDS, STATUS_SECONDS = 5.0, 20.0
 _KEY_NAME = _GROUP = "rehearsal"
 _REGION = "eu-west-3"
 _NEVER = {"access_key_id", "secret_access_key", "profile_name", "ami_image_id", "instance_profile", "launch_template"}
-_CANONICAL, _AMAZON = "099720109477", "137112412989"  # accounts that publish the bases
-_UBUNTU = "/aws/service/canonical/ubuntu/server/{}/stable/current/{}/hvm/{}/ami-id"
-_AL2023 = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
-# Name, the parameters that lead there, architecture, what kind of home.
-_BASES = (
-    ("ubuntu-noble-24.04-amd64-server", (_UBUNTU.format("24.04", "amd64", "ebs-gp3"),), "x86_64", "ubuntu"),
-    ("ubuntu-noble-24.04-arm64-server", (_UBUNTU.format("24.04", "arm64", "ebs-gp3"),), "arm64", "ubuntu"),
-    ("ubuntu-jammy-22.04-amd64-server", (_UBUNTU.format("22.04", "amd64", "ebs-gp2"),), "x86_64", "ubuntu"),
-    ("ubuntu-jammy-22.04-arm64-server", (_UBUNTU.format("22.04", "arm64", "ebs-gp2"),), "arm64", "ubuntu"),
-    ("al2023-ami-x86_64", (_AL2023.format("x86_64"),), "x86_64", "amazon"),
-    ("al2023-ami-arm64", (_AL2023.format("arm64"),), "arm64", "amazon"),
-)
-_BASHRC = "# ~/.bashrc of a rehearsal's base image\ncase $- in *i*) ;; *) return ;; esac\n"
-_LOGIN = (
-    '# login shells of a rehearsal\'s base image\nif [ -n "$BASH_VERSION" ] && [ -f ~/.bashrc ]; then . ~/.bashrc; fi\n'
-)
-_AMAZON_RELEASE = (
-    'PRETTY_NAME="Amazon Linux 2023"\nNAME="Amazon Linux"\nVERSION_ID="2023"\nID="amzn"\nID_LIKE="fedora"\n'
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +106,7 @@ def _prepare(event: EventConfig, folder: Path, aws: Rehearsal, *, seed_image: bo
     key, public_key = _key_pair(folder)
     images: list[dict[str, Any]] = [{"name": name, "created": now, "tags": {ACCEPTED: now}, "once": True}]
     aws.seed(
-        images=(images if seed_image else []) + _bases(folder, event.image.base if event.image else ""),
+        images=(images if seed_image else []) + published(folder, event.image.base if event.image else ""),
         key_name=_KEY_NAME,
         public_key=public_key,
         security_group=_GROUP,
@@ -179,36 +161,6 @@ def _write_stack(path: Path, aws: Rehearsal) -> Path:
     )
     stack.write(path, outputs)
     return path
-
-
-def _bases(folder: Path, base: str) -> list[dict[str, Any]]:
-    """Return the images that an event's image can start from: those that AWS publishes, and one named by its id."""
-    kinds = {kind: folder / "bases" / kind for kind in ("ubuntu", "amazon")}
-    for kind, place in kinds.items():
-        (place / "home").mkdir(parents=True, exist_ok=True)
-        (place / "system" / "etc").mkdir(parents=True, exist_ok=True)
-        (place / "home" / ".bashrc").write_text(_BASHRC)
-        (place / "home" / (".profile" if kind == "ubuntu" else ".bash_profile")).write_text(_LOGIN)
-        if kind == "amazon":
-            (place / "system" / "etc" / "os-release").write_text(_AMAZON_RELEASE)
-    common = {"created": "2026-01-01T00:00:00.000Z", "public": True, "bare": True, "once": True}
-    bases = [
-        {
-            **common,
-            "name": name,
-            "owner": _AMAZON if kind == "amazon" else _CANONICAL,
-            "parameters": parameters,
-            "architecture": architecture,
-            "root_device": "/dev/xvda" if kind == "amazon" else "/dev/sda1",
-            "home": str(kinds[kind] / "home"),
-            "system": str(kinds[kind] / "system"),
-        }
-        for name, parameters, architecture, kind in _BASES
-    ]
-    if base.startswith("ami-"):
-        of_ubuntu = {name: str(kinds["ubuntu"] / name) for name in ("home", "system")}
-        bases.append({**common, "name": f"base {base}", "owner": _CANONICAL, "id": base, **of_ubuntu})
-    return bases
 
 
 @contextmanager

@@ -191,9 +191,9 @@ class ImageBuilder:
         record = self._find(kind, given)
         if kind == "Image" and record.values["state"]["status"] in UNFINISHED:
             no("ResourceDependencyException", f"The image '{record.arn}' is still being built; cancel it first.")
-        users = [
-            user.arn for name in _USERS.get(kind, ()) for user in self.store.of_kind(name) if self._uses(user, record)
-        ]
+        is_free = kind == "Component" and self._hall.settings.component_in_use_deletable
+        kinds = () if is_free else _USERS.get(kind, ())
+        users = [user.arn for name in kinds for user in self.store.of_kind(name) if self._uses(user, record)]
         if kind == "ImageRecipe" and not self._hall.settings.recipe_with_images_deletable:
             images = self.store.of_kind("Image")
             users += [image.arn for image in images if image.values["imageRecipe"]["arn"] == record.arn]

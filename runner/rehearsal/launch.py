@@ -217,10 +217,13 @@ class Launcher:
         self.hall.add(birth, moved)
 
     def _tidy(self, instance: Instance) -> None:
-        """Remove the volumes of an instance that is gone."""
+        """Remove the volumes and the network interfaces of an instance that is gone."""
         with self.lock:
             if instance.id in {known.id for known in instance.ec2_backend.all_instances()}:
                 instance.teardown_defaults()
+                for card in instance.nics.values():
+                    card.stop()
+                    card.delete()
 
 
 def vcpus_of(instance_type: str) -> int:

@@ -85,6 +85,8 @@ class Settings(BaseModel):
     refused."""
     recipe_with_images_deletable: bool = True
     """Whether a recipe may be deleted while images of it exist."""
+    component_in_use_deletable: bool = False
+    """Whether a component may be deleted while recipes name it."""
     image_phase_seconds: NonNegativeFloat = 0.0
     """How long each phase of an image's build lasts at least."""
 

@@ -117,12 +117,20 @@ class _Answers(mocks.Mocks):
                 "arn": f"arn:aws:iam::{ACCOUNT}:user/me",
                 "userId": "me",
             },
-            "aws:ec2/getVpc:getVpc": {"id": args.args.get("id", VPC)},
+            "aws:ec2/getVpcs:getVpcs": {"ids": self._networks(args.args.get("filters", []))},
+            "aws:imagebuilder/getComponents:getComponents": {"arns": []},
+            "aws:imagebuilder/getInfrastructureConfigurations:getInfrastructureConfigurations": {"arns": []},
             "aws:ec2/getSubnets:getSubnets": {"ids": list(self.subnets)},
             "aws:ec2/getSubnet:getSubnet": {"availabilityZone": self.subnets.get(args.args.get("id", ""))},
             "aws:ec2/getAmi:getAmi": {"rootDeviceName": "/dev/xvdz"},
         }
         return answers[args.token], []
+
+    @staticmethod
+    def _networks(filters: Any) -> list[str]:
+        """Return the network that was asked for by its id, or the default one."""
+        named = [each["values"][0] for each in filters if each["name"] == "vpc-id"]
+        return named or [VPC]
 
 
 class _Monitor(mocks.MockMonitor):

@@ -103,12 +103,31 @@ class Engine:
         self._variables = {**environment, **(variables or {})}
         self.log = folder / "events.json"
 
-    def prepare(self) -> None:
-        """Make backend, plugin and stack."""
+    @property
+    def state(self) -> Path:
+        """The folder of the backend."""
+        return self._folder / "state"
+
+    def furnish(self) -> None:
+        """Make backend and plugin."""
         write_plugin(self._folder / "bin")
         write_python(self._folder / "bin")
-        (self._folder / "state").mkdir(parents=True)
+        self.state.mkdir(parents=True)
         (self._folder / "home").mkdir()
+
+    @property
+    def program(self) -> Path:
+        """The folder of Pulumi.yaml."""
+        return self._program
+
+    @property
+    def state_file(self) -> Path:
+        """Where the stack is kept, step by step."""
+        return next((self._folder / "state").rglob(f"stacks/*/{self._stack}.json"))
+
+    def prepare(self) -> None:
+        """Make backend, plugin and stack."""
+        self.furnish()
         self.run("stack", "init", self._stack)
         for name, value in self._config.items():
             self.configure(name, value)
@@ -161,8 +180,8 @@ class Engine:
             **kept,
             **self._variables,
             "PATH": os.pathsep.join([*map(str, folders), kept.get("PATH", "")]),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), kept.get("PYTHONPATH")])),
-            "PULUMI_BACKEND_URL": f"file://{self._folder / 'state'}",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self._program), str(CODE), kept.get("PYTHONPATH")])),
+            "PULUMI_BACKEND_URL": f"file://{self.state}",
             "PULUMI_HOME": str(self._folder / "home"),
             "PULUMI_CONFIG_PASSPHRASE": "a passphrase",
             "PULUMI_SKIP_UPDATE_CHECK": "1",
@@ -231,6 +250,17 @@ def copy_project(folder: Path) -> Path:
     shutil.copy(CODE / "Pulumi.yaml", folder / "Pulumi.yaml")
     for name in ("infra", "runner", "image_builder"):
         (folder / name).symlink_to(CODE / name)
+    write_python(folder / ".venv" / "bin")
+    return folder
+
+
+def clone_project(folder: Path) -> Path:
+    """Make a folder that is this project as a clone of it is, tasks and all, with a `.venv` that runs as we do."""
+    folder.mkdir(parents=True)
+    for name in ("Pulumi.yaml", "tasks.py"):
+        shutil.copy(CODE / name, folder / name)
+    for name in ("infra", "runner", "image_builder"):
+        shutil.copytree(CODE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_python(folder / ".venv" / "bin")
     return folder
 

@@ -2,28 +2,34 @@
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import yaml
 
 from image_builder import fetch_data
 from image_builder.emulated import bring_up
 from image_builder.release import Release
 from infra.statements import Names
 from runner import stack
+from runner.aws.ec2 import Ec2
+from runner.aws.session import AwsSession
 from runner.aws.tags import as_list, belonging_tags
 from runner.checkup import examine, sweep_event
+from runner.errors import BuildFailed
 from runner.event import open_event
 from runner.rehearsal.client import Rehearsal
-from runner.rehearsal.emulation import emulated
+from runner.rehearsal.emulation import Emulation, emulated
+from runner.rehearsal.faults import DiskFull, Fault, ImageBuildFails, Stage, SuddenDeath
 from runner.rehearsal.image_machine import BUILD_KEY
-from tests.event_folder import Heard
+from runner.retry import RetryPolicy
+from tests.event_folder import PROBLEM, Heard, make_environment
 from tests.image_builder.building import Notes
 from tests.infra.calls import ACCOUNT, Reader, Seen
 from tests.infra.evaluation import Ask
@@ -72,13 +78,8 @@ class Recorder:
 
 def record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
     """Live through an event, and return what AWS checked."""
-    iris = ROOT / "examples" / "iris"
-    shutil.copytree(iris / "ramp-kits", folder / "ramp-kits", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(iris / "aws.yml", folder / "aws.yml")
-    submission = Path("events", "iris", "submissions", "starting_kit")
-    shutil.copytree(iris / submission, folder / submission)
-    quick = {"ssh_seconds": 0.2, "status_seconds": 0.5}
-    with emulated(folder / "aws.yml", folder=folder / "account", settings=quick, seed_image=False) as emulation:
+    quick = {"ssh_seconds": 0.0, "status_seconds": 0.0}
+    with emulated(_small_event(folder), folder=folder / "account", settings=quick, seed_image=False) as emulation:
         with open_event(emulation.config) as event:
             owner = event.store.uid
         region = emulation.aws.environment["AWS_REGION"]
@@ -103,11 +104,39 @@ def record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
         )
         stack.write(folder / "account" / "stack.json", more)
         noted = Record(names=names)
-        _live(emulation.config, Recorder(emulation.aws, noted), folder, monkeypatch)
+        _live(emulation, Recorder(emulation.aws, noted), folder, monkeypatch)
         assert emulation.aws.state(processes=False)["defects"] == []
         told = json.dumps(emulation.aws.state(processes=False)["calls"])
         assert [text for text in (HUSH, "UserData", "PRIVATE KEY") if text in told] == [], "names only are told of"
         return noted
+
+
+def _small_event(folder: Path) -> Path:
+    """Make an event like the bundled one, whose image and trainings take no time, and return its config.yml."""
+    programs = make_environment(folder / "stand-ins").parent
+    kit = folder / "ramp-kits" / "iris"
+    (kit / "data").mkdir(parents=True)
+    (kit / "problem.py").write_text(PROBLEM)
+    for place in (kit, folder / "events" / "iris"):
+        submission = place / "submissions" / "starting_kit"
+        submission.mkdir(parents=True)
+        (submission / "main.py").write_text("SCORE = 0.5")
+    home = 'home="$(getent passwd ubuntu | cut -d: -f6)/.ramp-cloud/environment"\n'
+    link = f"""{home}mkdir -p "$home"\nln -s '{programs}' "$home/bin"\n"""
+    scripts = {"system": "true", "environment": link, "runner": "true", "tests": "true"}
+    own = []
+    for name, script in scripts.items():
+        own.append(folder / f"{name}.yaml")
+        step = {"name": "all", "action": "ExecuteBash", "inputs": {"commands": [script]}}
+        phase = {"name": "test" if name == "tests" else "build", "steps": [step]}
+        own[-1].write_text(
+            yaml.safe_dump({"name": name, "description": "of a test", "schemaVersion": 1.0, "phases": [phase]})
+        )
+    keys = yaml.safe_load((ROOT / "examples" / "iris" / "aws.yml").read_text())
+    keys |= {"image": {"keep": 3, "environment": "pip", "documents": [str(path) for path in own]}}
+    config = folder / "aws.yml"
+    config.write_text(yaml.safe_dump(keys))
+    return config
 
 
 def _furnish(aws: Rehearsal, names: Names) -> str:
@@ -129,21 +158,23 @@ def _furnish(aws: Rehearsal, names: Names) -> str:
     return str(made["LaunchTemplate"]["LaunchTemplateId"])
 
 
-def _live(config: Path, recorder: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _live(emulation: Emulation, recorder: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, aws = emulation.config, emulation.aws
     for who in ("nobody", "up"):  # a person makes the stack, CI brings it up to date
         with open_event(config) as event:
             release = Release(config=event.config, store=event.store)
             with recorder.by(who):
                 release = bring_up(release)
             with recorder.by("images"):
-                images = _build(release)
-                if who == "up":
-                    release.accepted(images, Notes().note)
-                else:
+                if who == "nobody":
                     release.bake(Notes())
+                    aws.arm(ImageBuildFails(times=1))
+                    with pytest.raises(BuildFailed):
+                        release.follow(release.start(Notes()), Notes())
+                _build(release)
         with (folder / "ramp-kits" / "iris" / "problem.py").open("a") as problem:
             problem.write("\n# the second edition\n")
-    _run(config, recorder)
+    _run(config, aws, recorder)
     with open_event(config) as event, recorder.by("images"):
         release = Release(config=event.config, store=event.store)
         builder = release.builder
@@ -154,26 +185,30 @@ def _live(config: Path, recorder: Recorder, folder: Path, monkeypatch: pytest.Mo
         _fetch(folder, monkeypatch)
 
 
-def _build(release: Release) -> Mapping[str, str]:
+def _build(release: Release) -> None:
     heard = Notes()
-    images = release.follow(release.start(heard), heard)
-    assert release.up_to_date()
-    return images
+    built = release.follow(release.start(heard), heard)
+    assert release.accepted(built, heard.note)
+    assert release.unchanged(heard.note)
 
 
-def _run(config: Path, recorder: Recorder) -> None:
+def _run(config: Path, aws: Rehearsal, recorder: Recorder) -> None:
     """Run the event with spot instances and without, look with doctor, leave an instance and sweep it."""
-    whole = config.read_text()
-    for spot in ("true", "false"):
-        config.write_text(whole.replace('"use_spot_instance": true', f'"use_spot_instance": {spot}'))
+    whole = json.loads(config.read_text())
+    troubles: dict[bool, Fault] = {True: SuddenDeath(stage=Stage.BOOT, times=1), False: DiskFull(times=1)}
+    for spot, trouble in troubles.items():
+        aws.arm(trouble)
+        config.write_text(json.dumps({**whole, "use_spot_instance": spot, "keep_failed_minutes": 30}))
         with open_event(config) as event, recorder.by("runner"):
-            if spot == "false":
+            if not spot:
                 event.store.rerun("starting_kit")
-            event.dispatcher(Heard()).run()
+            event.dispatcher(Heard(), policy=RetryPolicy(backoff=timedelta(milliseconds=10))).run()
             (submission,) = event.status()["submissions"]
             assert submission["state"] == "scored", submission
     with recorder.by("runner"):
         examine(config, deployment_dir=None, bring=lambda _: None, launch=True)
+        # As in an account without default subnets.
+        assert Ec2(AwsSession()).security_group(whole["security_group"])
     with open_event(config) as event:
         with recorder.by("nobody"):
             uid = event.store.uid

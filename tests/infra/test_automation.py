@@ -120,7 +120,7 @@ def test_a_program_that_cannot_start_is_like_none(config: Path, monkeypatch: pyt
         ("error: PULUMI_ACCESS_TOKEN must be set for login during non-interactive", "`pulumi login s3://BUCKET`"),
         ("error: the stack is currently locked by 1 lock(s)", "`pulumi cancel --stack toy_event`"),
         ("error: [409] Conflict: Another update is currently in progress.", "wait for its end"),
-        ("error: the current deployment has 1 resource(s) with pending operations", "refresh --stack toy_event"),
+        ("error: the current deployment has 1 resource(s) with pending operations", "./inv up"),
         ("error: no resource plugin 'pulumi-resource-aws-v7.51.1' found", "plugin install resource aws"),
         ("error: No valid credential sources found", "log in (`aws sso login`"),
         ("error: something that nobody has seen", "mend what it says and repeat"),

@@ -147,7 +147,9 @@ def test_aws_is_only_asked_by_the_provider(everything: Declared) -> None:
     """The tests' guard against the network holds that nothing else is; here is all that is looked up."""
     assert {token.partition("/")[2] for token, _ in everything.calls} == {
         "getCallerIdentity:getCallerIdentity",
-        "getVpc:getVpc",
+        "getVpcs:getVpcs",
+        "getComponents:getComponents",
+        "getInfrastructureConfigurations:getInfrastructureConfigurations",
         "getSubnets:getSubnets",
         "getSubnet:getSubnet",
     }
@@ -191,7 +193,7 @@ def test_a_relative_path_starts_at_the_project() -> None:
 def test_the_project_names_its_program_and_its_python() -> None:
     project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
     assert (project["name"], project["main"]) == ("ramp-cloud", "infra/")
-    assert project["runtime"] == {"name": "python", "options": {"toolchain": "pip", "virtualenv": ".venv"}}
+    assert project["runtime"] == {"name": "python", "options": {"toolchain": "pip", "virtualenv": "infra/venv"}}
     assert project["config"] == {"ramp-cloud:event": {"type": "string", "description": "config.yml of the event"}}
 
 

@@ -96,10 +96,10 @@ def test_groups_have_no_rules_in_themselves_and_lie_in_the_network(plain: Declar
 
 def test_the_default_network_is_taken_or_a_given_one(plain: Declared, declare: Declare) -> None:
     asked = dict(plain.calls)
-    assert asked["aws:ec2/getVpc:getVpc"] == {"default": True}
+    assert asked["aws:ec2/getVpcs:getVpcs"] == {"filters": [{"name": "is-default", "values": ["true"]}]}
     assert plain.outputs["subnets"] == SUBNETS
     given = declare(vpc="vpc-22222222", subnets=["subnet-bbbbbbbb"])
-    assert dict(given.calls)["aws:ec2/getVpc:getVpc"] == {"id": "vpc-22222222"}
+    assert dict(given.calls)["aws:ec2/getVpcs:getVpcs"] == {"filters": [{"name": "vpc-id", "values": ["vpc-22222222"]}]}
     assert given.outputs["subnets"] == {"subnet-bbbbbbbb": "eu-west-1b"}
     assert given.outputs["vpc"] == "vpc-22222222"
 
@@ -157,8 +157,9 @@ def test_each_document_is_a_component_of_its_version(plain: Declared, event: Sta
     assert [each["name"] for each in components] == [f"iris-{document.name}" for document in plan.documents]
     for component, document in zip(components, plan.documents, strict=True):
         assert component["data"] == document.text
-        assert component["version"] == document.version
-        assert component.name == f"iris-{document.name}-{document.version}"
+        version = f"{document.version.rpartition('.')[0]}.0"
+        assert component["version"] == version
+        assert component.name == f"iris-{document.name}-{version}"
         assert component["skipDestroy"] is True
     assert f"s3://{plain.outputs['bucket']}/kits/" in components[3]["data"]
 

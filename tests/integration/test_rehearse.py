@@ -12,7 +12,7 @@ import psutil
 import pytest
 from invoke import Context
 
-import tasks
+from runner import tasks
 from runner.rehearsal.rehearse import rehearse
 from tests.aws.loopback import loopback_only
 from tests.event_folder import EventFolder, make_environment

@@ -20,13 +20,14 @@ from runner.rehearsal.faults import parse
 ROOT = Path(__file__).parents[2]
 # What calls AWS for the organiser; the others run in an emulation, or on the instance that is built.
 BUILDING = [p for p in ROOT.glob("image_builder/*.py") if p.name not in ("emulated.py", "fetch_data.py")]
+TASKS = [ROOT / "tasks.py", *ROOT.glob("*/tasks.py"), ROOT / "runner/dask/tasks.py"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 
 
 def tasks() -> list[str]:
-    """Return the names of the tasks, read from tasks.py without running it."""
+    """Return the names of the tasks, read without running them."""
     found = []
-    for node in ast.parse((ROOT / "tasks.py").read_text()).body:
+    for node in (node for path in TASKS for node in ast.parse(path.read_text()).body):
         if isinstance(node, ast.FunctionDef):
             for decorator in node.decorator_list:
                 called = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -66,7 +67,12 @@ def test_generated_parts_are_current() -> None:
 
 
 def test_messages_name_tasks_that_exist() -> None:
-    files = [*ROOT.glob("runner/**/*.py"), *ROOT.glob("image_builder/*.py"), ROOT / "tasks.py"]
+    files = [
+        *ROOT.glob("runner/**/*.py"),
+        *ROOT.glob("image_builder/*.py"),
+        *ROOT.glob("infra/*.py"),
+        ROOT / "tasks.py",
+    ]
     text = "\n".join(path.read_text() for path in files)
 
     assert set(re.findall(r"\./inv ([a-z][a-z-]+)", text)) - set(tasks()) == set()

@@ -48,6 +48,29 @@ def _vpc(account: Account, given: Values) -> Values:
     }
 
 
+def _vpcs(account: Account, given: Values) -> Values:
+    found = account.call("ec2", "describe_vpcs", Filters=_filters(given, {}) or None)["Vpcs"]
+    return {"id": account.region, "ids": [each["VpcId"] for each in found]}
+
+
+def _components(account: Account, given: Values) -> Values:
+    pages = account.client("imagebuilder").get_paginator("list_components")
+    wanted = {"owner": given.get("owner", "Self"), "filters": given.get("filters", [])}
+    found = [each for page in pages.paginate(**wanted) for each in page["componentVersionList"]]
+    names = sorted({each["name"] for each in found})
+    return {"id": account.region, "arns": [each["arn"] for each in found], "names": names}
+
+
+def _infrastructures(account: Account, given: Values) -> Values:
+    pages = account.client("imagebuilder").get_paginator("list_infrastructure_configurations")
+    found = [
+        each
+        for page in pages.paginate(filters=given.get("filters", []))
+        for each in page["infrastructureConfigurationSummaryList"]
+    ]
+    return {"id": account.region, "arns": [each["arn"] for each in found], "names": [each["name"] for each in found]}
+
+
 def _subnets(account: Account, given: Values) -> Values:
     found = account.call("ec2", "describe_subnets", Filters=_filters(given, {}) or None)["Subnets"]
     return {"id": account.region, "ids": [each["SubnetId"] for each in found]}
@@ -115,7 +138,10 @@ def _region(account: Account, _: Values) -> Values:
 
 CALLS: dict[str, Callable[[Account, Values], Any]] = {
     "aws:ec2/getVpc:getVpc": _vpc,
+    "aws:ec2/getVpcs:getVpcs": _vpcs,
     "aws:ec2/getSubnets:getSubnets": _subnets,
+    "aws:imagebuilder/getComponents:getComponents": _components,
+    "aws:imagebuilder/getInfrastructureConfigurations:getInfrastructureConfigurations": _infrastructures,
     "aws:ec2/getSubnet:getSubnet": _subnet,
     "aws:ec2/getAmi:getAmi": _ami,
     "aws:index/getCallerIdentity:getCallerIdentity": _caller,
