@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runner.conda_env import create_environment, update_environment
@@ -81,7 +82,8 @@ def building(config: EventConfig, task: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             process.kill()
             for child in processes_of_run(mark_of(config)):
-                child.kill()
+                with suppress(psutil.NoSuchProcess):  # it has ended by itself, and may have another's number
+                    child.kill()
 
 
 def mark_of(config: EventConfig) -> str:
