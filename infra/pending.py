@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from image_builder.builds import pages
 from runner.aws.session import AwsSession
 
 Values = Mapping[str, Any]
@@ -103,7 +104,7 @@ class _Here:
         more = {
             "account": self._account,
             "partition": self._partition,
-            "region": self._session.region,
+            "region": self._session.region(),
             "slug": _SLUG.sub("-", str(given.get("name", "")).lower()),
             "host": str(given.get("url", "")).removeprefix("https://"),
         }
@@ -139,9 +140,9 @@ class _Here:
         """Return the newest recipe of a version with an ``x`` that has the same components."""
         wanted = [each["componentArn"] for each in given["components"]]
         filters = [{"name": "name", "values": [given["name"]]}]
-        listed = self._session.call("imagebuilder", "list_image_recipes", owner="Self", filters=filters)
+        listed = pages(self._session, "list_image_recipes", "imageRecipeSummaryList", owner="Self", filters=filters)
         family = str(given["version"]).removesuffix("x")
-        arns = [each["arn"] for each in listed["imageRecipeSummaryList"]]
+        arns = [each["arn"] for each in listed]
         fitting = [arn for arn in arns if arn.rpartition("/")[2].startswith(family)]
         for arn in sorted(fitting, key=lambda arn: int(arn.rpartition(".")[2]), reverse=True):
             recipe = self._session.call("imagebuilder", "get_image_recipe", imageRecipeArn=arn)["imageRecipe"]
