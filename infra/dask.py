@@ -108,20 +108,21 @@ class Dask(pulumi.ComponentResource):
 
 
 def fargate_rights(place: Place) -> Document:
-    """Return what FargateCluster calls when it is given everything; from its source, never seen with real ECS."""
+    """Return what FargateCluster calls when it is given everything; a test holds it against the calls that it makes."""
     ecs = f"arn:{place.partition}:ecs:{place.region}:{place.account}"
     tagged = {"StringEquals": {f"aws:RequestTag/{OWNER}": place.owner}}
     tasks = f"{ecs}:task/{place.prefix}-dask*/*"
-    logs = f"arn:{place.partition}:logs:{place.region}:{place.account}:log-group:/ramp-cloud/{place.prefix}/dask:*"
+    definitions = f"{ecs}:task-definition/dask-*"
     role = f"arn:{place.partition}:iam::{place.account}:role/{place.prefix}-dask-*"
     return policy(
-        look("LookForFargate", ["ec2:DescribeNetworkInterfaces", "ecs:ListTaskDefinitions"], (place.region,)),
-        # Neither knows a resource before it is there.
-        allow("DefineTasks", ["ecs:RegisterTaskDefinition", "ecs:TagResource"], "*", tagged),
-        look("ForgetTasks", ["ecs:DeregisterTaskDefinition", "ecs:DescribeTaskDefinition"], (place.region,)),
-        allow("RunTasks", "ecs:RunTask", f"{ecs}:task-definition/*", tagged),
+        # None of these knows a resource.
+        look("LookForFargate", ["ec2:DescribeNetworkInterfaces", "ecs:ListAccountSettings"], (place.region,)),
+        look("ForgetTasks", "ecs:DeregisterTaskDefinition", (place.region,)),
+        # Its name is made up by dask-cloudprovider.
+        allow("DefineTasks", "ecs:RegisterTaskDefinition", "*", tagged),
+        allow("TagTasks", "ecs:TagResource", [definitions, tasks], tagged),
+        allow("RunTasks", "ecs:RunTask", definitions, tagged),
         allow("CareForTasks", ["ecs:DescribeTasks", "ecs:StopTask"], tasks),
-        allow("LookAtCluster", ["ecs:DescribeClusters", "ecs:ListTasks"], f"{ecs}:cluster/{place.prefix}-dask*"),
-        allow("ReadLogs", "logs:GetLogEvents", logs),
+        allow("LookAtCluster", "ecs:DescribeClusters", f"{ecs}:cluster/{place.prefix}-dask*"),
         giving("GiveToTasks", role, _ECS),
     )

@@ -64,11 +64,10 @@ def examine(
         if config.worker.worker_type == "aws":
             bring("aws")
             findings += _aws(config, keys, seen_from, launch=launch)
+        elif config.worker.worker_type == "dask":
+            findings += _dask(keys, bring, launch=launch)
         else:
-            seen = _dask(keys, bring) if config.worker.worker_type == "dask" else []
-            findings += seen
-            if all(finding.state is not State.WRONG for finding in seen):
-                findings.append(check_by("worker", lambda: _prepare(config, keys)))
+            findings.append(check_by("worker", lambda: _prepare(config, keys)))
     return report(config.event_name, findings)
 
 
@@ -131,11 +130,11 @@ def _prepare(config: EventConfig, keys: dict[str, Any]) -> str:
     return f"{config.worker.worker_type} can run the event: {', '.join(found)}"
 
 
-def _dask(keys: dict[str, Any], bring: Callable[[str], None]) -> list[Finding]:
+def _dask(keys: dict[str, Any], bring: Callable[[str], None], *, launch: bool) -> list[Finding]:
     bring("dask")
     from runner.dask import doctor  # here, since most events need nothing of it
 
-    return list(doctor.findings(keys))
+    return list(doctor.findings(keys, launch=launch))
 
 
 def _aws(config: EventConfig, keys: dict[str, Any], seen_from: Address | None, *, launch: bool) -> list[Finding]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -67,7 +68,14 @@ class Processes:
         self.scheduler = self._start("scheduler", "--host", f"tls://{self.host}", "--port", str(self.port))
 
     def start_worker(
-        self, name: str, *, address: str = "127.0.0.1", slots: int = 1, plain: bool = False, preload: str = ""
+        self,
+        name: str,
+        *,
+        address: str = "127.0.0.1",
+        slots: int = 1,
+        threads: int = 0,
+        plain: bool = False,
+        preload: str = "",
     ) -> Path:
         """Start a worker; returns the folder that it has for itself, its home. A second start is the same host.
 
@@ -75,12 +83,22 @@ class Processes:
             name: of the worker and its host.
             address: a loopback address.
             slots: how many submissions at once.
+            threads: of the worker; 0 is as many as slots.
             plain: whether it is a worker that knows nothing of ramp-cloud's resource.
-            environment: what is set for it.
+            preload: code that it runs at its start.
         """
         home = self.folder / name
         (home / "scratch").mkdir(parents=True, exist_ok=True)
-        options = ["--host", address, "--nthreads", str(slots), "--memory-limit", "0", "--no-nanny", "--name"]
+        options = [
+            "--host",
+            address,
+            "--nthreads",
+            str(threads or slots),
+            "--memory-limit",
+            "0",
+            "--no-nanny",
+            "--name",
+        ]
         options += [f"{name}-{next(self._numbers)}", "--local-directory", str(home / "scratch")]
         options += [] if plain else ["--resources", f"ramp={slots}"]
         options += ["--preload", preload] if preload else []
@@ -134,6 +152,67 @@ class Processes:
                 env={**os.environ, **_QUICK, **environment},
                 process_group=0,
             )
+
+
+class Wire:
+    """A loopback port that leads to another one, and can be cut: what is sent then goes nowhere, and nobody is told.
+
+    Once it is whole again new connections pass; those from before are closed, as a system does which gave them up.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._cut = threading.Event()
+        self._open: list[socket.socket] = []
+        self._ended: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def cut(self) -> None:
+        """Swallow everything from now on."""
+        self._cut.set()
+
+    def mend(self) -> None:
+        """Be a wire again."""
+        self._end_all()
+        self._cut.clear()
+
+    def close(self) -> None:
+        """End."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._end_all()
+        for thread in self._threads:
+            thread.join()
+        for connection in (self._listener, *self._ended):
+            connection.close()
+
+    def _end_all(self) -> None:
+        connections, self._open = self._open, []
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._ended += connections
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=ends, daemon=True))
+                    self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not self._cut.is_set():
+                    sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
 
 
 class Shared:

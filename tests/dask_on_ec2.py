@@ -1,6 +1,8 @@
 """Dask clusters of an emulated EC2, whose machines run real schedulers and workers."""
 
 import shlex
+import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config_cluster import ClusterSection
+from runner.dask.programs import PORT
 from runner.rehearsal.settings import Settings
 from tests.rehearsing import Cloud, clouds
 
@@ -48,3 +51,18 @@ def until(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         assert time.monotonic() < give_up, f"in vain: {seen!r}"
         time.sleep(0.05)
     return seen
+
+
+def speaks_tls_1_2(host: str) -> bool:
+    """Whether the scheduler at an address takes TLS 1.2; its wish for a certificate would be told otherwise."""
+    side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    side.check_hostname, side.verify_mode = False, ssl.CERT_NONE
+    side.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        with socket.create_connection((host, PORT), PATIENCE) as plain:
+            side.wrap_socket(plain).close()
+    except ssl.SSLError as error:
+        return "PROTOCOL_VERSION" not in str(error.reason)
+    except ConnectionError:  # closed for want of a certificate
+        return True
+    return True

@@ -75,6 +75,8 @@ class Agent(WorkerPlugin):
             return
         if "ramp" not in worker.state.total_resources:  # a worker that knows nothing of us
             await worker.set_resources(ramp=worker.state.nthreads)
+        # Who holds a slot needs no thread, but Dask counts one for it.
+        worker.state.nthreads = max(worker.state.nthreads, int(worker.state.total_resources["ramp"]))
         self._renewing = asyncio.create_task(self._renew())
 
     async def teardown(self, worker: Worker) -> None:
@@ -149,6 +151,14 @@ class Agent(WorkerPlugin):
             await self._worker.set_resources(**{self._mark: 1_000_000})
         return True
 
+    async def room(self) -> dict[str, Any]:
+        """Return how many slots are free, and the keys of the tasks that wait for one here."""
+        state = self._worker.state
+        return {
+            "free": int(state.available_resources.get("ramp", 0)),
+            "waiting": [str(t.key) for t in state.constrained],
+        }
+
     async def runs(self) -> dict[str, Any]:
         """Return the host and every run that it has, with its state."""
         return {"host": self._runs.host, "runs": await asyncio.to_thread(self._runs.all), "held": list(self._held)}
@@ -178,27 +188,28 @@ class Agent(WorkerPlugin):
         self._worker.loop.call_later(_LOOK, self._prepare_spare)
         return {"host": self._runs.host}
 
-    async def follow(self, run: str, offset: int, seconds: float) -> dict[str, Any]:
-        """Return what is new: the log from ``offset`` on, and the outcome with the first of the results.
+    async def follow(self, run: str, offset: int, folds: int, seconds: float) -> dict[str, Any]:
+        """Return what is new: the log from ``offset`` on, folds, and the outcome with the first of the results.
 
-        Returns at once at the end, soon after the log has grown, and otherwise after ``seconds``.
+        Returns at once at the end, soon after the log has grown or another fold is done, else after ``seconds``.
         """
         give_up = time.monotonic() + seconds
         end = asyncio.create_task(self._runs.ended(run))
         try:
             while (left := give_up - time.monotonic()) > 0 and not end.done():
-                grown = self._runs.log_size(run) > offset
+                grown = self._runs.log_size(run) > offset or self._runs.folds(run, folds) > folds
                 await asyncio.wait([end], timeout=min(_LOOK, left))
                 if grown:
                     break
         finally:
             end.cancel()
-        return await asyncio.to_thread(self._tell, run, offset)
+        return await asyncio.to_thread(self._tell, run, offset, folds)
 
-    def _tell(self, run: str, offset: int) -> dict[str, Any]:
+    def _tell(self, run: str, offset: int, folds: int) -> dict[str, Any]:
         state = self._runs.state(run)
         log = self._runs.log(run, offset, _MOST_LOG)
         answer: dict[str, Any] = {"state": state, "log": log, "free": self._runs.free_bytes()}
+        answer["folds"] = self._runs.folds(run, folds)
         if state == "ended" and len(log) < _MOST_LOG:
             answer["outcome"] = self._runs.outcome(run)
             answer.update(self._read_results(run, 0, _MOST_RESULTS))

@@ -134,10 +134,11 @@ class Ec2Dask:
         """Say how many submissions are under way or wait; machines follow in a moment. Never blocks.
 
         Raises:
-            LaunchStopped, KitError: no worker can be launched any more.
+            LaunchStopped, KitError: no worker can be launched any more, and there is none.
         """
-        if self._trouble.stopped is not None:
-            raise self._trouble.stopped
+        stopped = self._trouble.stopped
+        if stopped is not None and not any(seen.joined for seen in list(self._seen.values())):
+            raise stopped
         if slots != self._wanted:
             self._wanted = slots
             self._wake.set()
@@ -305,6 +306,8 @@ class Ec2Dask:
         elif trouble.failures >= _FAILURES:
             msg = f"{trouble.failures} worker machines in a row did not come up, so no more are launched: "
             trouble.stopped = LaunchStopped(f"{msg}{error.message}", detail=error.detail)
+        if trouble.stopped is not None:
+            logger.warning("the cluster stays as large as it is: %s", trouble.stopped.for_organiser())
 
     def _idlest(self, names: list[str], now: float) -> list[str]:
         since = {name: self._seen[name].idle_since for name in names}

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import dask
 from dask_cloudprovider.aws.ec2 import EC2Cluster, EC2Instance, EC2Scheduler, EC2Worker
 from distributed import Security
 from distributed.comm.core import CommClosedError
@@ -28,7 +27,6 @@ _RETIRING = 10.0  # seconds that the scheduler has for it; the machines end in a
 _LAST_WORDS = 30.0  # seconds that a launch has for its end
 # EC2Cluster wants to know them; our launches look elsewhere.
 _NOT_USED = {"ami": "the event's", "instance_type": "t3.medium", "vpc": "the event's", "subnet_id": "the event's"}
-_TLS = "distributed.comm.tls"
 
 
 class _OnOurMachine(EC2Instance):  # type: ignore[misc]  # dask-cloudprovider has no types
@@ -136,23 +134,14 @@ class EventCluster(EC2Cluster):  # type: ignore[misc]  # dask-cloudprovider has 
         self.slots = slots
         self.death = death
         self.keep = False
-        # VMCluster writes the keys into the configuration of the whole process; nothing of it is to stay.
-        before = dask.config.get(_TLS), dask.config.get("distributed.comm.require-encryption")
-        scheme = dask.config.get("distributed.comm.default-scheme")
+        self._own_security = security
         try:
-            super().__init__(n_workers=0, security=security, region="the event's", **_NOT_USED)
+            # VMCluster would write the keys' paths into the configuration of the whole process; see _start.
+            super().__init__(n_workers=0, security=False, protocol="tls", region="the event's", **_NOT_USED)
         except RuntimeError as error:  # what SpecCluster makes of every failure
             if isinstance(error.__cause__, RampCloudError):
                 raise error.__cause__ from None
             raise
-        finally:
-            dask.config.set(
-                {
-                    _TLS: before[0],
-                    "distributed.comm.require-encryption": before[1],
-                    "distributed.comm.default-scheme": scheme,
-                }
-            )
 
     def grow(self, count: int) -> None:
         """Begin to launch that many workers. From any thread."""
@@ -174,6 +163,7 @@ class EventCluster(EC2Cluster):  # type: ignore[misc]  # dask-cloudprovider has 
 
     async def _start(self) -> None:
         self.scheduler_class, self.worker_class = EventScheduler, EventWorker
+        self.security = self._own_security
         await super()._start()
 
     async def _add(self, names: Iterable[str]) -> None:

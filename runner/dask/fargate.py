@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dask_cloudprovider.aws import FargateCluster
 from distributed import Client, Security
 
 from runner.aws.tags import DASK, belonging_tags
 from runner.dask.certificates import certificates_for
 from runner.dask.cluster import connect_to
-from runner.dask.programs import NO_DASHBOARD, PORT
+from runner.dask.fargate_cluster import EventFargate
+from runner.dask.programs import NO_DASHBOARD, PORT, TLS_SETTINGS
 from runner.errors import ConfigError, WorkerError
 from runner.stack import StackFileBroken, StackOutputs, read
 
@@ -79,6 +79,7 @@ def arguments(config: Mapping[str, Any], outputs: StackOutputs | None, security:
         "subnets": subnets,
         "security_groups": groups,
         "fargate_use_private_ip": True,
+        "environment": dict(TLS_SETTINGS),
         "fargate_spot": cluster["use_spot_instance"],
         "region_name": region,
         "scheduler_cpu": 1024,
@@ -134,6 +135,15 @@ class FargateDask:
             self._cluster = self._start(arguments(self._config, self._outputs(), security))
             return connect_to(self._cluster.scheduler_address, security)
 
+    def describe(self) -> str:
+        """Say what the cluster would be made of; asks nothing of AWS.
+
+        Raises:
+            ConfigError: something is neither in config.yml nor among the stack's outputs.
+        """
+        given = arguments(self._config, self._outputs(), Security())
+        return f"{given['image']} would run on {given['cluster_arn']}; nothing of it was looked at"
+
     def wants(self, slots: int) -> None:
         """Grow with what waits; containers that could be spared end with the cluster, since any may hold results."""
         cluster = self._config["cluster"]
@@ -155,10 +165,11 @@ class FargateDask:
             with warnings.catch_warnings():
                 # It takes every scheduler with TLS for one without.
                 warnings.filterwarnings("ignore", message=".*tls configuration.*")
-                return FargateCluster(**given)
-        except (RuntimeError, OSError, TimeoutError) as error:
-            msg = "the cluster on Fargate did not come up; look at its log group, and at the image"
-            raise WorkerError(msg, detail=str(error)) from error
+                made: Any = EventFargate
+                return made(**given)
+        except Exception as error:  # AWS's client raises classes of its own
+            msg = "the cluster on Fargate did not come up; look at its log group, at the image, and at your rights"
+            raise WorkerError(msg, detail=f"{type(error).__name__}: {error}") from error
 
     def _outputs(self) -> StackOutputs | None:
         config = self._config

@@ -31,6 +31,7 @@ _RUN_VARIABLE = "RAMP_CLOUD_RUN"
 _DAY = 86400.0
 _GRACE = 5.0  # seconds for a supervisor to end what it watches when it is told to
 _MAX_OUTCOME = 1 << 16
+_MOST_FOLDS = 100  # counted at once
 # A supervisor that has been started, has imported all it needs, and waits to hear which run it is for.
 _SPARE = """
 import sys
@@ -230,11 +231,19 @@ class Runs:
         except OSError:
             return 0
 
+    def folds(self, run: str, known: int) -> int:
+        """Return how many folds are scored; ``known`` are already. They come one after another."""
+        output, count = self.output(run), known
+        while output is not None and count < known + _MOST_FOLDS and (output / f"fold_{count}" / "scores.csv").exists():
+            count += 1
+        return count
+
     def output(self, run: str) -> Path | None:
         """Return the folder training_output of a run, None when there is none."""
-        for submission in (self._folder / run / "submissions").iterdir():
-            found = submission / "training_output"
-            return found if found.is_dir() and not found.is_symlink() else None
+        with contextlib.suppress(OSError):
+            for submission in (self._folder / run / "submissions").iterdir():
+                found = submission / "training_output"
+                return found if found.is_dir() and not found.is_symlink() else None
         return None
 
     def _folders(self) -> list[Path]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Nanny
 
 from runner.dask.certificates import certificates_for
 from runner.dask.cluster import connect_to
@@ -24,7 +24,10 @@ _SETTINGS: dict[str, object] = {
     "distributed.worker.http.routes": [],
     # A slot that became free is given away soon.
     "distributed.scheduler.work-stealing-interval": "100ms",
+    # What Dask would set for its workers: numpy with one thread. Trainings have what the organiser's environment says.
+    "distributed.nanny.pre-spawn-environ": {},
 }
+_PARENT = "__DASK_PARENT_PID"  # by which a worker process knows that it may change its title
 # Ctrl-C goes to every process of a terminal. The dispatcher ends what runs, and needs the workers for that.
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
@@ -54,6 +57,23 @@ class LocalDask:
             cluster.close()
 
 
+class _Discreet(Nanny):
+    """Starts a worker and leaves the environment of this process as it was, which Dask would change for good."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        # A seed of hashes for all workers, which trainings would get too; what Dask needs it for is not used here.
+        self.env = {name: value for name, value in self.env.items() if name not in self.pre_spawn_env}
+        self.pre_spawn_env = {}
+
+    async def instantiate(self) -> Any:
+        """Start the worker process, or start it again."""
+        try:
+            return await super().instantiate()
+        finally:
+            os.environ.pop(_PARENT, None)
+
+
 def _start(security: Any, slots: int) -> LocalCluster:
     processes = max(min(slots, os.cpu_count() or 1), 1)
     slots_each = math.ceil(slots / processes)
@@ -64,6 +84,7 @@ def _start(security: Any, slots: int) -> LocalCluster:
                 protocol="tls://",
                 security=security,
                 n_workers=processes,
+                worker_class=_Discreet,
                 threads_per_worker=slots_each,
                 resources={"ramp": slots_each},
                 memory_limit=0,  # trainings are processes of their own, with limits of their own

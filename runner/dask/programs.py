@@ -23,6 +23,11 @@ from runner.transport.base import Transport
 
 PORT = 8786
 NO_DASHBOARD = ("--no-dashboard", "--dashboard-address=127.0.0.1:0")
+# Of schedulers and workers: what their command lines cannot say.
+TLS_SETTINGS = {
+    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+    "DASK_DISTRIBUTED__COMM__TLS__MIN_VERSION": "1.3",
+}
 _SHORT = 60.0  # seconds for a command that only looks
 _FOLDER = ".ramp-cloud/dask"
 _LOG_LINES = "40"
@@ -173,7 +178,7 @@ def last_words(transport: Transport) -> str:
 
 _OPTIONS = {"ca": "ca-file", "cert": "cert", "key": "key"}
 _CONFIG: Mapping[str, str] = {
-    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+    **TLS_SETTINGS,
     # The server of the dashboard starts even without one: it serves nothing, on the machine's loopback.
     "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": "[]",
     "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",

@@ -20,6 +20,7 @@ from moto.iam.responses import IamResponse
 
 # Of AWS's thousand managed policies those that events use: reading all of them again at every reset takes seconds.
 MANAGED = (
+    "AmazonECSTaskExecutionRolePolicy",
     "AmazonSSMManagedInstanceCore",
     "EC2ImageBuilderLifecycleExecutionPolicy",
     "EC2InstanceProfileForImageBuilder",

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from runner.archive import ArchiveUnsafe, unpack
 from runner.dask.claims import LARGEST_PARCEL, Claim
 from runner.dask.cluster import open_cluster
+from runner.dask.dialogue import PART, PAUSE, Dialogue, Results, refusal
 from runner.dask.session import DaskSession
 from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, LaunchStopped, NoRoom, TransportError, WorkerError
@@ -23,11 +24,7 @@ from runner.workers.base import TIMEOUT_CODE, BaseWorker, LiveRuns, Usage, log_f
 
 logger = logging.getLogger(__name__)
 _MAX_FILES = 10_000
-_PART = 4 << 20  # bytes of a submission, or of results, in one call
-_POLL = 15.0  # seconds of silence before the agent answers that there is nothing new
-_PAUSE = 1.0  # seconds between two questions to a worker that does not answer
 _LONGEST_QUEUE = 600.0  # seconds in Dask's queue before the submission goes back to the store's
-_ANSWER = 60.0  # seconds
 _TEARDOWN = 10.0  # seconds
 _LOG_SLACK = 1.01  # the line that says what was left out of a log comes on top of its limit
 _FULL = 50 * MEGABYTE  # bytes; with less left on a disk, "no space left" was not the submission's doing
@@ -50,12 +47,10 @@ class DaskWorker(BaseWorker):
         self._bell = threading.Event()
         self._claim: Claim | None = None
         self._parcel: bytes | None = None
-        self._pending: tuple[tuple[int, str], futures.Future[dict[str, Any]]] | None = None
-        self._lost_since: float | None = None
-        self._ask_after = 0.0
+        self._dialogue: Dialogue | None = None
         self._outcome: dict[str, Any] = {}
         self._free = 0
-        self._first_results: tuple[bytes, bool] | None = None
+        self._first_results: tuple[bytes, bool] = b"", False
         self._log_lost = ""
 
     # -- once per event ------------------------------------------------------------------------------------------
@@ -135,16 +130,19 @@ class DaskWorker(BaseWorker):
         give_up = time.monotonic() + timeout
         while self.status == "running" and not self._woken.is_set():
             self._bell.clear()
-            answer = self._heard()
+            talk = self._talk()
+            answer = talk.news()
             if answer is not None:
                 self._take(answer)
                 continue
-            if self.status != "running" or self._woken.is_set():
+            if talk.silence > self.patience or (talk.silence and self._session.broken is not None):
+                logger.warning("%s: its host %s is gone", self.submission, self._held().host)
+                self.status = "retry"
                 return
             left = give_up - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._woken.is_set():
                 return
-            self._bell.wait(min(left, self._pause()))
+            self._bell.wait(min(left, talk.pause))
 
     def wake(self) -> None:
         """Make ``wait`` and ``launch_submission`` return; they do not wait again."""
@@ -152,7 +150,7 @@ class DaskWorker(BaseWorker):
         self._bell.set()
 
     def _is_submission_finished(self) -> bool:
-        answer = self._look()
+        answer = self._talk().look()
         if answer is not None:
             self._take(answer)
         return self.status == "finished"
@@ -163,9 +161,13 @@ class DaskWorker(BaseWorker):
     def collect_results(self) -> tuple[int, str]:
         """Bring predictions to predictions_dir in one step and return (return code, traceback part of the log)."""
         super().collect_results()
-        if not self._outcome:
-            if self.status == "timeout":  # the supervisor did not enforce it
+        if not self._outcome and self.status == "timeout":  # the supervisor did not enforce it, or could not tell us
+            answer = self._talk().look()
+            if answer is not None and answer["state"] == "running":
                 return TIMEOUT_CODE, timeout_verdict(self.timeout)
+            if answer is not None:
+                self._take(answer)
+        if not self._outcome:
             msg = "the training is gone and left no result; it will be tried again"
             raise Interrupted(msg)
         ending = self._ending()
@@ -186,6 +188,10 @@ class DaskWorker(BaseWorker):
         lost = f"the log could not be written here: {self._log_lost}" if self._log_lost else ""
         where = f"host {self._claim.host}" if self._claim is not None else ""
         return self._ending().usage("\n".join(part for part in (where, lost) if part))
+
+    def folds_done(self) -> int | None:
+        """Tell how many folds were scored there when the host was last heard of; None before it trains."""
+        return None if self._dialogue is None else self._dialogue.folds
 
     def teardown(self) -> None:
         """Give the slot back, end what runs and remove the run folder on the host."""
@@ -220,9 +226,9 @@ class DaskWorker(BaseWorker):
                 raise Interrupted(msg, host=claim.host)
             self._bell.clear()
             if not claim.address:
-                self._bell.wait(min(left, _PAUSE))
+                self._bell.wait(min(left, PAUSE))
         self.status = "running"
-        answer = self._look()
+        answer = self._talk().look()
         if answer is not None:
             self._take(answer)
             if self.status == "retry":
@@ -242,7 +248,7 @@ class DaskWorker(BaseWorker):
             if self._session.broken is not None:
                 raise LaunchStopped(self._session.broken.message, detail=self._session.broken.detail)
             if claim.error:
-                raise _refusal(claim.error)
+                raise refusal(claim.error)
             left = give_up - time.monotonic()
             if left <= 0:
                 msg = "the Dask cluster has no free slot; the submission waits"
@@ -252,70 +258,18 @@ class DaskWorker(BaseWorker):
 
     def _send(self, claim: Claim) -> None:
         """Send a submission that was too large to travel with its task, and start it."""
+        talk = self._talk()
         with pack_submission(self._source, prefix=self._prefix, extra={}) as archive:
             offset = 0
-            while part := archive.read(_PART):
-                self._told(claim, "receive", offset=offset, data=part)
+            while part := archive.read(PART):
+                talk.tell("receive", offset=offset, data=part)
                 offset += len(part)
-        self._told(claim, "start", orders=claim.orders, parcel=None)
+        talk.tell("start", orders=claim.orders, parcel=None)
         claim.is_started = True
-
-    def _told(self, claim: Claim, method: str, **words: Any) -> dict[str, Any]:
-        """Ask what must succeed before the training can start."""
-        try:
-            answer = self._session.ask(claim.address, method, run=self.run, **words).result(_ANSWER)
-        except (TransportError, futures.TimeoutError, futures.CancelledError) as error:
-            msg = "the submission could not be sent to its Dask worker; it will be tried again"
-            raise Interrupted(msg, detail=str(error), address=claim.address) from error
-        if "error" in answer:
-            raise _refusal({**answer, "host": claim.host})
-        return answer
 
     # -- hearing -------------------------------------------------------------------------------------------------
 
-    def _heard(self) -> dict[str, Any] | None:
-        """Return what the agent answered, if it has; else see to it that it is asked."""
-        claim = self._held()
-        if self._pending is not None:
-            whom, asked = self._pending
-            is_current = whom == (self._session.connection, claim.address)
-            if is_current and not asked.done():
-                return None
-            self._pending = None
-            if asked.done() and not asked.cancelled() and asked.exception() is None:
-                return asked.result()
-            self._lost_since = self._lost_since or time.monotonic()
-            if is_current:
-                self._ask_after = time.monotonic() + _PAUSE
-        if not claim.address:
-            self._lost_since = self._lost_since or time.monotonic()
-            if self._session.broken is not None or time.monotonic() - self._lost_since > self.patience:
-                logger.warning("%s: its host %s is gone", self.submission, claim.host)
-                self.status = "retry"
-            return None
-        if time.monotonic() < self._ask_after:
-            return None
-        whom = self._session.connection, claim.address
-        asked = self._session.ask(whom[1], "follow", run=self.run, offset=self._log_size(), seconds=_POLL)
-        self._pending = whom, asked
-        asked.add_done_callback(lambda _: self._bell.set())
-        return None
-
-    def _pause(self) -> float:
-        return _PAUSE if self._pending is None else _POLL
-
-    def _look(self) -> dict[str, Any] | None:
-        """Ask once and do not wait for news; None when nobody answers."""
-        address = self._held().address
-        if not address:
-            return None
-        asked = self._session.ask(address, "follow", run=self.run, offset=self._log_size(), seconds=0)
-        with contextlib.suppress(TransportError, futures.TimeoutError, futures.CancelledError):
-            return asked.result(_ANSWER)
-        return None
-
     def _take(self, answer: Mapping[str, Any]) -> None:
-        self._lost_since = None
         self._write_log(answer["log"])
         self._free = int(answer["free"])
         if answer["state"] in ("unknown", "gone", "arriving"):
@@ -347,8 +301,12 @@ class DaskWorker(BaseWorker):
     def _fetch(self, predictions: Path) -> tuple[int, str]:
         limit = int(self.config["max_output_mb"] * MEGABYTE)
 
+        def fetch(position: int) -> tuple[bytes, bool]:
+            return self._talk().results(position, patience=self.patience, is_over=self._woken.is_set)
+
         def fill(partial: Path) -> None:
-            unpack(_Results(self), partial, max_bytes=limit, max_files=_MAX_FILES)
+            results = Results(self._first_results, fetch)
+            unpack(results, partial, max_bytes=limit, max_files=_MAX_FILES)
 
         try:
             replace_output(predictions, mark=self.run, fill=fill)
@@ -362,26 +320,10 @@ class DaskWorker(BaseWorker):
             raise WorkerError(msg, detail=str(error)) from error
         return 0, ""
 
-    def results_part(self, position: int) -> tuple[bytes, bool]:
-        """Return the archive of the results from ``position`` on, and whether that is all.
-
-        Raises:
-            TransportError: the host is away.
-        """
-        if position == 0 and self._first_results is not None:
-            return self._first_results
-        try:
-            asked = self._session.ask(self._held().address, "results", run=self.run, position=position, size=_PART)
-            answer = asked.result(_ANSWER)
-        except (futures.TimeoutError, futures.CancelledError) as error:
-            msg = "the Dask worker does not answer"
-            raise TransportError(msg) from error
-        return answer["results"], bool(answer["is_whole"])
-
     def _unless_the_disk_was_full(self, message: str) -> None:
         last = message.strip().splitlines()[-1:]
         if last and "No space left on device" in last[0] and self._free < _FULL:
-            raise _refusal({"error": last[0], "is_full": True, "host": self._held().host})
+            raise refusal({"error": last[0], "is_full": True, "host": self._held().host})
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -403,35 +345,13 @@ class DaskWorker(BaseWorker):
             raise ValueError(msg)
         return self._claim
 
+    def _talk(self) -> Dialogue:
+        if self._dialogue is None:
+            self._dialogue = Dialogue(self._session, self._held(), bell=self._bell, log_size=self._log_size)
+        return self._dialogue
+
     def _ending(self) -> Ending:
         return Ending(written=self._outcome, timeout=self.timeout, max_output_mb=self.config["max_output_mb"])
-
-
-class _Results:
-    """The archive of the results as a stream; asks for the next part when it is wanted."""
-
-    def __init__(self, worker: DaskWorker) -> None:
-        self._worker = worker
-        self._part = b""
-        self._position = 0
-        self._is_whole = False
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes."""
-        while not self._part and not self._is_whole:
-            self._part, self._is_whole = self._worker.results_part(self._position)
-            self._position += len(self._part)
-        data, self._part = self._part[:size], self._part[size:]
-        return data
-
-
-def _refusal(said: Mapping[str, Any]) -> WorkerError:
-    """Return what an agent's refusal means."""
-    if said.get("is_full"):
-        msg = "the disk of the Dask worker's host is full; make room there; the submission will be tried again"
-        return WorkerError(msg, detail=str(said["error"]), host=said.get("host"))
-    msg = "the training could not be started on its Dask worker; it will be tried again"
-    return WorkerError(msg, detail=str(said["error"]), host=said.get("host"))
 
 
 def _session_of(config: Mapping[str, Any]) -> DaskSession:

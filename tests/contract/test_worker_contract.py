@@ -25,6 +25,7 @@ from runner.testing import FakeWorker, Platform, Way
 from runner.workers import load_worker
 from runner.workers.base import BaseWorker, log_file
 from tests.dask_clusters import Processes, Shared, worker_keys
+from tests.dask_on_ec2 import dask_clouds, dask_config
 from tests.event_folder import EventFolder, make_environment
 from tests.rehearsing import Cloud
 
@@ -337,6 +338,7 @@ WORKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Bench]] = {
     "dask local": lambda folder, request: DaskBench(folder, request.getfixturevalue("local_dask")),
     "dask tls": lambda folder, request: DaskBench(folder, request.getfixturevalue("tls_dask").cluster),
     "dask hosts": lambda folder, request: _on_two_hosts(folder, request.getfixturevalue("two_hosts")),
+    "dask ec2": lambda folder, request: DaskBench(folder, request.getfixturevalue("ec2_dask")),
     "example": lambda folder, _: ProcessBench(folder, _example(), _example_keys),
     "carried over": lambda folder, _: ProcessBench(folder, _carried_over(), lambda _: {}),
     "fake": lambda folder, _: FakeBench(folder, FakeWorker),
@@ -381,6 +383,23 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     cluster.wait_for_workers(2)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="module")
+def ec2_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return a cluster that was made for the event on machines of an emulated AWS, two slots in one worker."""
+    for cloud in dask_clouds(tmp_path_factory.mktemp("dask-ec2")):
+        cloud.renew()
+        keys = dask_config(cloud, cloud.folder, min=1, max=1, slots_per_machine=2, idle_minutes=10)
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in cloud.aws.environment.items():
+                environment.setenv(name, value)
+            cluster = open_cluster(keys)
+            with cluster.connect() as client:
+                client.wait_for_workers(1, timeout=PATIENCE)
+        yield cluster
+        cluster.close(keep=False)
+        assert cloud.left() == []
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,6 +103,7 @@ def record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
             instance_profile=names.worker_role,
             image_profile=names.build_role,
             launch_template=_furnish(emulation.aws, names),
+            dask_security_group=_dask_group(names),
         )
         stack.write(folder / "account" / "stack.json", more)
         noted = Record(names=names)
@@ -114,6 +117,9 @@ def record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
 def _small_event(folder: Path) -> Path:
     """Make an event like the bundled one, whose image and trainings take no time, and return its config.yml."""
     programs = make_environment(folder / "stand-ins").parent
+    with_dask = programs / "python3"
+    with_dask.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    with_dask.chmod(0o755)
     kit = folder / "ramp-kits" / "iris"
     (kit / "data").mkdir(parents=True)
     (kit / "problem.py").write_text(PROBLEM)
@@ -158,6 +164,15 @@ def _furnish(aws: Rehearsal, names: Names) -> str:
     return str(made["LaunchTemplate"]["LaunchTemplateId"])
 
 
+def _dask_group(names: Names) -> str:
+    """Make the group in which the machines of a cluster reach one another, as a stack has it, and return its id."""
+    ec2 = boto3.client("ec2")
+    tagged: Any = [{"ResourceType": "security-group", "Tags": [{"Key": "ramp-cloud:owner", "Value": names.owner}]}]
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    made = ec2.create_security_group(GroupName="dask", Description="dask", VpcId=vpc, TagSpecifications=tagged)
+    return str(made["GroupId"])
+
+
 def _live(emulation: Emulation, recorder: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, aws = emulation.config, emulation.aws
     for who in ("nobody", "up"):  # a person makes the stack, CI brings it up to date
@@ -175,6 +190,7 @@ def _live(emulation: Emulation, recorder: Recorder, folder: Path, monkeypatch: p
         with (folder / "ramp-kits" / "iris" / "problem.py").open("a") as problem:
             problem.write("\n# the second edition\n")
     _run(config, aws, recorder)
+    _run_on_a_cluster(config, recorder, python=folder / "stand-ins" / "bin" / "python")
     with open_event(config) as event, recorder.by("images"):
         release = Release(config=event.config, store=event.store)
         builder = release.builder
@@ -224,6 +240,24 @@ def _run(config: Path, aws: Rehearsal, recorder: Recorder) -> None:
         with recorder.by("runner"):
             swept = sweep_event(event, bring=lambda _: None, really=True)
             assert [row["ended"] for row in swept["found"] if row["goes"]] == [True], swept
+
+
+def _run_on_a_cluster(config: Path, recorder: Recorder, *, python: Path) -> None:
+    """Run the event once more, on a Dask cluster that is made for it."""
+    whole = json.loads(config.read_text())
+    of_cluster = ("ami_image_name", "ami_user_name", "key_name", "key_path", "security_group", "region_name")
+    of_cluster += ("ssh_port", "stack_outputs", "instance_type", "use_spot_instance", "owner")
+    cluster = {"provider": "ec2", "max": 1, **{name: whole[name] for name in of_cluster if name in whole}}
+    of_event = ("problem_name", "event_name", "data_dir", "submissions_dir", "timeout", "database")
+    of_event += ("remote_ramp_kit_folder", "hunger_policy")
+    keys = {name: whole[name] for name in of_event if name in whole}
+    on_dask = config.with_name("dask.yml")
+    on_dask.write_text(json.dumps({**keys, "worker_type": "dask", "python": str(python), "cluster": cluster}))
+    with open_event(on_dask) as event, recorder.by("runner"):
+        event.store.rerun("starting_kit")
+        event.dispatcher(Heard(), policy=RetryPolicy(backoff=timedelta(milliseconds=10))).run()
+        (submission,) = event.status()["submissions"]
+        assert submission["state"] == "scored", submission
 
 
 def _fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ class Event(Organiser):
         super().__init__(folder / "event", "starting_kit")
         shutil.copy(ROOT / "examples" / "iris" / "config.yml", self.folder / "config.yml")
         (self.folder / "ramp-kits" / "iris" / "download_data.py").write_text(DOWNLOAD)
+        self.aws = aws
         self.login = new_host_key()  # any key pair would do
         key = self.folder / "login"
         key.touch(mode=0o600)
@@ -79,11 +80,22 @@ class Event(Organiser):
         self.stack.furnish()
         self.said = ""
 
-    def tries(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def with_cluster(self) -> Path:
+        """Write a config.yml by which the same event runs on a Dask cluster of the stack, and return it."""
+        keys = yaml.safe_load(self.config.read_text())
+        cluster = {"provider": "ec2", "max": 1, "instance_type": "t3.medium"}
+        cluster |= {name: keys[name] for name in ("ami_image_name", "key_path", "ssh_port")}
+        kept = ("problem_name", "event_name", "data_dir", "submissions_dir", "timeout", "remote_ramp_kit_folder")
+        keys = {name: keys[name] for name in kept}
+        config = self.folder / "dask.yml"
+        config.write_text(yaml.safe_dump({**keys, "worker_type": "dask", "hunger_policy": "exit", "cluster": cluster}))
+        return config
+
+    def tries(self, *words: str, config: Path | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a task in the clone."""
         command = [sys.executable, "-P", "-m", "invoke", "--write-pyc", "--search-root", str(self.clone), *words]
         done = subprocess.run(
-            [*command, "--config", str(self.config)],
+            [*command, "--config", str(config or self.config)],
             capture_output=True,
             text=True,
             check=False,
@@ -94,9 +106,9 @@ class Event(Organiser):
         self.said += done.stdout + done.stderr
         return done
 
-    def does(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def does(self, *words: str, config: Path | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a task in the clone; it ends well."""
-        done = self.tries(*words)
+        done = self.tries(*words, config=config)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -141,6 +153,22 @@ def scores(status: Any) -> Any:
     return found
 
 
+def assert_it_ran_on_a_cluster(event: Event) -> None:
+    """Check that there were a scheduler and a worker, launched into the stack's two groups, which ended."""
+    outputs = json.loads(event.outputs.read_text())
+    state = event.aws.state(processes=False)
+    machines = [each for each in state["instances"] if "ramp-cloud:dask" in each["tags"]]
+    assert sorted(each["tags"]["ramp-cloud:dask"] for each in machines) == ["scheduler", "worker"]
+    assert {each["state"] for each in machines} <= {"shutting-down", "terminated"}
+    given = [call["told"]["parameters"] for call in state["calls"] if call["action"] == "RunInstances"]
+    groups = [
+        {value for name, value in launch.items() if ".SecurityGroupId." in f".{name}"}
+        for launch in given
+        if "ramp-cloud:dask" in launch.values()
+    ]
+    assert groups == 2 * [{outputs["security_group"], outputs["dask_security_group"]}]
+
+
 def test_from_an_empty_account_to_an_empty_one(event: Event) -> None:
     empty = everything()
     assert set(empty) <= FURNITURE
@@ -160,6 +188,10 @@ def test_from_an_empty_account_to_an_empty_one(event: Event) -> None:
     assert local.returncode == 0, local.stdout + local.stderr
     status = invoke_here("status", *here, "--json")
     assert remote == scores(json.loads(status.stdout))
+    event.does("rerun", "starting_kit")
+    event.does("run-event", config=event.with_cluster())
+    assert scores(event.answer("status")) == remote
+    assert_it_ran_on_a_cluster(event)
     event.does("prune-images", "--keep", "1", "--yes")
     assert event.in_clear() == []
 

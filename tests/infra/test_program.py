@@ -126,7 +126,7 @@ def test_the_runner_knows_every_name_that_it_needs(everything: Declared, tmp_pat
     found = read(file)
     assert found is not None
     assert {name: getattr(found, name) for name in names} == {name: everything.outputs[name] for name in names}
-    further = ("ci_role", "dask_cluster", "dask_security_group", "data_secret", "expires", "images_policy")
+    further = ("ci_role", "dask_policy", "data_secret", "expires", "images_policy")
     assert found.ignored == (*further, "log_group", "preview_role", "runner_policy")
 
 

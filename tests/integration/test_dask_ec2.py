@@ -1,27 +1,33 @@
 """A cluster on EC2 from its first launch to its last instance, with everything that goes wrong between."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
+import dask
 import psutil
 import pytest
 from distributed import Client
 
 from runner.aws.machines import Patience
-from runner.checkup import sweep_event
+from runner.checkup import examine, sweep_event
+from runner.dask import ec2
 from runner.dask.ec2 import Ec2Dask
 from runner.errors import ConfigError, KitError, LaunchStopped, RampCloudError, WorkerError
-from runner.rehearsal.faults import CallRefused, NeverBoots
+from runner.rehearsal.faults import CallRefused, NeverBoots, QuotaReached
 from runner.states import State
-from tests.dask_on_ec2 import DEATH, PATIENCE, dask_clouds, dask_config, until
+from runner.workers.dask import DaskWorker
+from tests.dask_on_ec2 import DEATH, PATIENCE, dask_clouds, dask_config, speaks_tls_1_2, until
 from tests.event_folder import EventFolder
+from tests.integration.test_crash import attempts_of
 from tests.rehearsing import Cloud
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +73,10 @@ def by_role(cloud: Cloud) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_it_grows_with_the_queue_and_shrinks_when_nothing_is_left(make: Callable[..., Ec2Dask], cloud: Cloud) -> None:
+    settings = copy.deepcopy(dask.config.config["distributed"])
     cluster = make(max=2)
     with cluster.connect() as client:
+        assert dask.config.config["distributed"] == settings, "no key of ours for whoever else uses Dask here"
         until(lambda: len(workers(client)) == 1)
         cluster.wants(5)
         until(lambda: len(workers(client)) == 2)  # and no more: max
@@ -137,8 +145,16 @@ def test_what_is_open_and_who_holds_which_key(make: Callable[..., Ec2Dask], clou
             assert "PRIVATE KEY" not in json.dumps([psutil.Process(pid).environ() for pid in pids])
             user_data = (home.parent / "user-data").read_text()
             assert own.read_text().splitlines()[1] not in user_data
+        (scheduler,) = machines["scheduler"]
+        assert not speaks_tls_1_2(address_of(scheduler["id"]))
         raw = cloud.aws.state(processes=False)["instances"]
         assert {each["tags"]["ramp-cloud:owner"] for each in raw} == {"uid-of-toy"}
+
+
+def address_of(instance: str) -> str:
+    """Return the address of a machine inside its network."""
+    (found,) = boto3.client("ec2").describe_instances(InstanceIds=[instance])["Reservations"]
+    return str(found["Instances"][0]["PrivateIpAddress"])
 
 
 def home_of(cloud: Cloud, instance: str) -> Path:
@@ -227,7 +243,7 @@ def test_the_next_dispatcher_takes_the_cluster_over(
     dispatcher.wait()
     cluster = make(max=1)
     with cluster.connect() as client:
-        assert workers(client)
+        until(lambda: workers(client))
         assert cloud.left() == before
         cluster.wants(1)
     cluster.close(keep=True)
@@ -257,11 +273,19 @@ def test_an_image_without_distributed_is_told(make: Callable[..., Ec2Dask], clou
     assert cloud.left() == []
 
 
-def test_workers_that_cannot_be_had_are_told_to_whoever_waits(make: Callable[..., Ec2Dask], cloud: Cloud) -> None:
+def test_workers_that_cannot_be_had_are_told_to_whoever_waits(
+    make: Callable[..., Ec2Dask], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
     cluster = make(instance_type="c5.large")
     with cluster.connect() as client:
         until(lambda: workers(client))
         cloud.aws.arm(CallRefused(action="RunInstances", code="UnauthorizedOperation"))
+
+        cluster.wants(2)
+        until(lambda: "the cluster stays as large as it is" in caplog.text)
+        cluster.wants(3)  # whoever waits still has the one that there is
+        (worker,) = by_role(cloud)["worker"]
+        cloud.aws.act(worker["id"], "kill")
 
         def stopped() -> bool:
             try:
@@ -278,18 +302,25 @@ def test_a_group_that_is_not_there_is_a_matter_of_the_config(make: Callable[...,
         make(dask_security_group="dask").connect()
 
 
-def test_a_whole_event(cloud: Cloud, tmp_path: Path, make: Callable[..., Ec2Dask]) -> None:
-    """More submissions than machines, one that raises; nothing is left of the cluster afterwards."""
-    keys = dask_config(cloud, tmp_path, max=2, idle_minutes=1)["cluster"]
-    cluster = {key: value for key, value in keys.items() if value not in (None, [], {})}
+def event_on_a_cluster(cloud: Cloud, folder: Path, **keys: Any) -> EventFolder:
+    """Return an event of which each run makes a cluster; ``keys`` stand under ``cluster``."""
+    whole = dask_config(cloud, folder, **keys)["cluster"]
+    cluster = {key: value for key, value in whole.items() if value not in (None, [], {})}
     event = EventFolder(
-        tmp_path / "event",
+        folder / "event",
         worker_type="dask",
         cluster=cluster,
         remote_ramp_kit_folder="~/ramp-kits/toy",
         n_workers=4,
     )
     event.keys["python"] = str(cloud.folder / "image" / "bin" / "python")  # the stand-in's ramp-test is beside it
+    return event
+
+
+@pytest.mark.usefixtures("make")
+def test_a_whole_event(cloud: Cloud, tmp_path: Path) -> None:
+    """More submissions than machines, one that raises; nothing is left of the cluster afterwards."""
+    event = event_on_a_cluster(cloud, tmp_path, max=2, idle_minutes=1)
     for number in range(4):
         event.add(f"good {number}", "SCORE = 0.75\nprint('all is well')")
     event.add("raises", "raise ValueError('no idea')")
@@ -315,6 +346,50 @@ def test_a_whole_event(cloud: Cloud, tmp_path: Path, make: Callable[..., Ec2Dask
     assert cloud.left() == []
 
 
+@pytest.mark.usefixtures("make")
+def test_an_event_goes_on_with_the_machines_that_its_quota_allows(cloud: Cloud, tmp_path: Path) -> None:
+    event = event_on_a_cluster(cloud, tmp_path, max=3, idle_minutes=1)
+    for number in range(3):
+        event.add(str(number))
+    cloud.aws.arm(QuotaReached(skip=2))
+
+    event.run()
+
+    assert {record.state for record in event.records().values()} == {State.SCORED}
+    assert len(cloud.instances()) == 2
+    assert cloud.left() == []
+
+
+@pytest.mark.usefixtures("make")
+def test_a_training_whose_machine_dies_is_tried_on_another(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DaskWorker, "patience", 2.0)  # seconds for which its host may be away
+    monkeypatch.setattr(ec2, "open_ec2", lambda config: Ec2Dask(config, patience=Patience(look=1)))
+    event = event_on_a_cluster(cloud, tmp_path, max=1, idle_minutes=1)
+    began = tmp_path / "began"
+    event.add("a", f"import pathlib, time\nbegan = pathlib.Path({str(began)!r})\n{_FIRST_TIME}SCORE = 0.75")
+
+    def kill() -> None:
+        until(began.exists)
+        (worker,) = by_role(cloud)["worker"]
+        cloud.aws.act(worker["id"], "kill")
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    event.run()
+    killing.join()
+
+    (record,) = event.records().values()
+    assert record.state is State.SCORED
+    assert attempts_of(event) == {("a", "interrupted"): 1, ("a", "ok"): 1}
+    assert len(cloud.instances()) == 3
+    assert cloud.left() == []
+
+
+_FIRST_TIME = "if not began.exists():\n    began.touch()\n    time.sleep(600)\n"
+
+
 def cluster_left_behind(cloud: Cloud, event: EventFolder) -> str:
     """Launch a machine with the tags of an event's cluster, as a dispatcher that died has left it; return its id."""
     tags = next(each["tags"] for each in cloud.instances() if each["tags"]["ramp-cloud:dask"] == "scheduler")
@@ -331,3 +406,29 @@ def cluster_left_behind(cloud: Cloud, event: EventFolder) -> str:
         ],
     )
     return str(made["Instances"][0]["InstanceId"])
+
+
+@pytest.mark.usefixtures("make")
+def test_doctor_makes_no_cluster_unless_it_is_told_to(cloud: Cloud, tmp_path: Path) -> None:
+    event = event_on_a_cluster(cloud, tmp_path, max=3)
+
+    state, words = looked_at(event)["machines"]
+    assert (state, cloud.instances()) == ("ok", [])
+    assert words.startswith("key, image, subnets and groups are there for up to 3 workers of 1 slot each")
+
+    found = looked_at(event, launch=True)
+    assert found["workers"][0] == "ok", found
+    assert found["workers"][1].startswith("1 slot on 1 host\ntls://")
+    assert len(cloud.instances()) == 2
+    assert cloud.left() == []
+
+    event.keys["cluster"]["security_group"] = "nowhere"
+    state, words = looked_at(event)["machines"]
+    assert state == "wrong"
+    assert "no group 'nowhere'" in words
+
+
+def looked_at(event: EventFolder, **how: Any) -> dict[str, tuple[str, str]]:
+    """Return what doctor says: name of each check to its state and its words."""
+    checks = examine(event.config, bring=lambda _: None, **how)["checks"]
+    return {check["name"]: (check["state"], check["found"]) for check in checks}

@@ -4,19 +4,28 @@ import json
 import os
 import shutil
 import signal
+import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.dask import session
+from runner.dispatcher import Rhythm
 from runner.errors import Interrupted, KitError, NoRoom, WorkerError
+from runner.retry import RetryPolicy
 from runner.scores import read_scores
+from runner.states import Cause, State
 from runner.workers import dask as dask_worker
 from runner.workers.base import BaseWorker, log_file
 from tests.contract.test_worker_contract import DaskBench, wait_for_end
-from tests.dask_clusters import Processes, until
+from tests.dask_clusters import Processes, Wire, until
+from tests.event_folder import EventFolder, Heard, settle
+from tests.integration.test_crash import attempts_of
 
 
 def _one_worker(folder: Path) -> Iterator[Processes]:
@@ -32,6 +41,15 @@ def _one_worker(folder: Path) -> Iterator[Processes]:
 def cluster(tmp_path: Path) -> Iterator[Processes]:
     """Return a scheduler with one worker of one slot, to be broken."""
     yield from _one_worker(tmp_path)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Processes]:
+    """Return a scheduler without workers, and its folder ``cluster``."""
+    made = Processes(tmp_path / "cluster")
+    made.start_scheduler()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +212,70 @@ def test_what_waits_behind_a_long_training_goes_where_a_slot_is_free(
     assert (Path(bench.config["predictions_dir"]) / "c").exists()
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_slots_are_what_a_worker_says_whatever_its_threads_are(bare: Processes, tmp_path: Path, threads: int) -> None:
+    cluster = bare
+    cluster.start_worker("one", slots=2, threads=threads)
+    cluster.wait_for_workers(1)
+    bench = DaskBench(tmp_path / "event", cluster.cluster)
+
+    launched(bench, "a")
+    launched(bench, "b")
+    for name in ("c", "d"):
+        bench.add(name, "good")
+    waiting = [threading.Thread(target=bench.worker(name).launch, daemon=True) for name in ("c", "d")]
+    for each in waiting:
+        each.start()
+    until(lambda: bench.session.waiting == 2)
+
+    assert bench.is_training("a")
+    assert bench.is_training("b")
+    with cluster.client() as client:  # all four are known to the scheduler, and two of them wait
+        until(lambda: sum(len(keys) for keys in client.processing().values()) == 4)
+        assert bench.session.waiting == 2
+    for name in ("a", "b"):
+        bench.let_end(name)
+    for each in waiting:
+        each.join(60)
+    assert all((Path(bench.config["predictions_dir"]) / name).exists() for name in ("c", "d"))
+    bench.close()
+
+
+@pytest.mark.parametrize("threads", [(4, 4), (1, 4)])
+def test_no_slot_stays_empty_while_submissions_wait_behind_others(
+    bare: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(session, "_SPREAD", 0.2)
+    monkeypatch.setattr(session, "_LOOK", 0.2)
+    cluster = bare
+    for name, count in zip(("one", "other"), threads, strict=True):
+        cluster.start_worker(name, slots=2, threads=count)
+    cluster.wait_for_workers(2)
+    bench = DaskBench(tmp_path / "event", cluster.cluster)
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        bench.add(name, "waits")
+    workers = {name: bench.worker(name) for name in names}
+    running = [threading.Thread(target=worker.launch, daemon=True) for worker in workers.values()]
+    for thread in running:
+        thread.start()
+    until(lambda: sum(bench.was_training(name) for name in names) == 4)
+    first = [name for name in names if bench.was_training(name)]
+    host = workers[first[0]].state()["host"]  # type: ignore[index]
+    for name in first:  # whoever waits, and wherever: the slots of one host become free, and those of the other not
+        if workers[name].state()["host"] == host:  # type: ignore[index]
+            bench.let_end(name)
+
+    until(lambda: all(bench.was_training(name) for name in names))
+
+    for name in names:
+        bench.let_end(name)
+    for thread in running:
+        thread.join(60)
+    assert all((Path(bench.config["predictions_dir"]) / name).exists() for name in names)
+    bench.close()
+
+
 def test_a_queued_attempt_is_cancelled_and_never_trains(kept: Callable[..., DaskBench]) -> None:
     bench = kept()
     running = launched(bench, "a")
@@ -269,6 +351,130 @@ def test_results_that_are_too_many_or_links_do_no_harm(kept: Callable[..., DaskB
     assert not (Path(bench.config["predictions_dir"]) / "many").exists()
 
 
+# -- whole events, on a cluster that breaks meanwhile ------------------------------------------------------------------
+
+
+class Eventful:
+    """An event on a cluster of processes, run by its dispatcher in a thread."""
+
+    def __init__(self, folder: Path, cluster: Processes, **keys: Any) -> None:
+        self.event = EventFolder(folder, worker_type="dask", **{**cluster.keys, **keys})
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with self.event.opened() as event:
+            policy = RetryPolicy(backoff=timedelta(milliseconds=10))
+            event.dispatcher(Heard(), policy=policy, rhythm=Rhythm(tick=0.1, reconcile=0.5)).run()
+        self._has_ended = True
+
+    def start(self) -> None:
+        """Run the event."""
+        self._thread.start()
+
+    def attempts(self) -> Counter[tuple[str, str]]:
+        """Wait for the end; return how many attempts of each submission ended for each cause."""
+        self._thread.join(120)
+        assert self._has_ended, "the event did not end"
+        return attempts_of(self.event)
+
+
+# A worker that stands still when it opens a file for the so-manieth time; whoever looks finds a mark.
+_HOLD = """
+import os, threading
+
+def opened(path, *more, really=os.open, times=[], **named):
+    if str(path).endswith({name!r}):
+        times.append(path)
+        if len(times) == {which}:
+            os.close(really({mark!r}, os.O_CREAT))
+            threading.Event().wait()
+    return really(path, *more, **named)
+
+os.open = opened
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "which", "interrupted"),
+    [("parcel.tar", 2, 1), ("z.bin", 1, 0)],
+    ids=["in its second part of a submission", "in a part of the results"],
+)
+def test_a_worker_that_is_killed_while_files_travel_costs_no_submission(
+    bare: Processes, tmp_path: Path, held: str, which: int, interrupted: int
+) -> None:
+    cluster = bare
+    mark = tmp_path / "held"
+    cluster.start_worker("one", preload=_HOLD.format(name=held, which=which, mark=str(mark)))
+    cluster.wait_for_workers(1)
+    story = Eventful(tmp_path / "event", cluster)
+    journal = tmp_path / "journal"
+    code = f"open({str(journal)!r}, 'a').write('begun')\n"
+    for fold, name in ((0, "a.bin"), (1, "z.bin")):
+        code += f"open(OUTPUT + '/fold_{fold}/{name}', 'wb').write(bytes(range(256)) * 12_000)\n"
+    story.event.add("a", code)
+    (story.event.submissions / "a" / "weights.bin").write_bytes(os.urandom(5_000_000))
+    settle(story.event.submissions / "a")
+
+    story.start()
+    until(mark.exists)
+    cluster.kill(cluster.workers["one"])
+    home = cluster.start_worker("one")
+
+    assert +story.attempts() == +Counter({("a", Cause.OK): 1, ("a", Cause.INTERRUPTED): interrupted})
+    assert story.event.records()["a"].state is State.SCORED
+    predictions = story.event.folder / "events/toy_event/predictions/a"
+    assert (predictions / "fold_1/z.bin").read_bytes() == bytes(range(256)) * 12_000
+    assert journal.read_text() == "begun", "what was trained is not trained again"
+    cluster.close()
+    assert list(home.rglob("submissions")) == []
+
+
+_WAITS = """
+import os, time
+open({journal!r}, "a").write("begun ")
+while not os.path.exists({go!r}): time.sleep(0.02)
+open({journal!r}, "a").write("ended ")
+"""
+
+
+@pytest.mark.parametrize(("patience", "interrupted"), [(60.0, 0), (1.0, 1)], ids=["patient", "impatient"])
+def test_a_network_that_is_cut_for_a_while_between_dispatcher_and_cluster(
+    lasting: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    patience: float,
+    interrupted: int,
+) -> None:
+    monkeypatch.setattr(session, "_LOOK", 0.1)
+    monkeypatch.setattr(session, "_PING", 0.2)
+    monkeypatch.setattr(session, "_SILENT", 1.0)  # of 30; a cut takes a little longer than that to be seen
+    monkeypatch.setattr(dask_worker.DaskWorker, "patience", patience)
+    wire = Wire(lasting.port)
+    story = Eventful(tmp_path / "event", lasting, dask_scheduler=f"tls://127.0.0.1:{wire.port}")
+    journal, go = tmp_path / "journal", tmp_path / "go"
+    story.event.add("a", _WAITS.format(journal=str(journal), go=str(go)))
+    story.start()
+    until(lambda: journal.exists() and story.event.records()["a"].state is State.TRAINING)
+
+    wire.cut()
+    until(lambda: "the connection to the Dask scheduler is lost" in caplog.text)
+    if interrupted:
+        until(lambda: story.event.records()["a"].attempts == 2)  # and waits for the network
+        wire.mend()
+        until(lambda: journal.read_text() == "begun begun ")
+        go.touch()
+    else:
+        go.touch()
+        until(lambda: journal.read_text() == "begun ended ")
+        wire.mend()
+
+    assert +story.attempts() == +Counter({("a", Cause.OK): 1, ("a", Cause.INTERRUPTED): interrupted})
+    assert story.event.records()["a"].state is State.SCORED
+    wire.close()
+
+
 # A worker on whose disk there is no room: for what comes in, or for what a training writes.
 _NO_ROOM = "raise OSError(28, 'No space left on device')"
 _FULL = f"""
@@ -307,6 +513,53 @@ def test_what_is_missing_on_a_host_is_told_at_the_start(lasting: Processes, tmp_
         DaskBench(tmp_path / "event", lasting.cluster, worker_kit_dir="/nowhere")
 
 
+# A worker that says that it has other versions.
+_VERSIONS = """
+import distributed.versions
+
+def get_versions(*packages, really=distributed.versions.get_versions, **more):
+    found = really(*packages, **more)
+    {change}
+    return found
+
+distributed.versions.get_versions = get_versions
+"""
+_OTHER_DISTRIBUTED = "found['packages']['distributed'] = '2020.1.0'"
+_OTHER_PYTHON = "found['host'] = {**dict(found['host']), 'python': '3.8.10.final.0'}"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(_OTHER_DISTRIBUTED, "distributed is 2020.1.0 and not 20"), (_OTHER_PYTHON, "Python is 3.8 and not 3.")],
+    ids=["distributed", "Python"],
+)
+def test_a_worker_of_another_version_is_told_with_its_host_and_gets_nothing(
+    lasting: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str, told: str
+) -> None:
+    bench = DaskBench(tmp_path / "event", lasting.cluster)
+    lasting.start_worker("stranger", preload=_VERSIONS.replace("{change}", change))
+    said = f"{socket.gethostname()}: {told}"
+    until(lambda: said in caplog.text)
+    launched(bench, "a")
+    bench.add("b", "good")
+    waiting = threading.Thread(target=bench.worker("b").launch, daemon=True)
+    waiting.start()
+    until(lambda: bench.session.waiting == 1)  # although the stranger has a free slot
+
+    with pytest.raises(KitError) as refused:
+        DaskBench(tmp_path / "another event", lasting.cluster)
+
+    assert said in str(refused.value)
+    assert bench.session.waiting == 1
+    bench.let_end("a")
+    waiting.join(60)
+    assert (Path(bench.config["predictions_dir"]) / "b").exists()
+    bench.close()
+    lasting.kill(lasting.workers.pop("stranger"))
+    with lasting.client() as client:
+        until(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 1)
+
+
 def test_a_worker_that_comes_later_with_another_kit_gets_nothing(
     cluster: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +596,29 @@ def test_the_sweep_ends_what_no_attempt_has(kept: Callable[..., DaskBench]) -> N
     assert len(swept) == 1
     assert worker.run in swept[0]
     until(lambda: not bench.is_training("a"))
+
+
+def test_the_folds_that_are_done_are_told_while_it_trains(kept: Callable[..., DaskBench], tmp_path: Path) -> None:
+    bench = kept()
+    score = "import time\n"
+    for fold in range(2):
+        score += f"while not os.path.exists({str(tmp_path / f'go {fold}')!r}): time.sleep(0.02)\n"
+        score += f"open(OUTPUT + '/fold_{fold}/scores.csv', 'w').write('step,acc,time\\nvalid,1,1\\n')\n"
+    bench.event.add("a", "import os\n" + score + "time.sleep(600)")
+    worker = bench.worker("a")
+    assert worker.folds_done() is None
+    worker.setup()
+    worker.launch_submission()
+    listening = threading.Thread(target=worker.wait, args=(60,), daemon=True)
+    listening.start()
+
+    until(lambda: worker.folds_done() == 0)
+    (tmp_path / "go 0").touch()
+    until(lambda: worker.folds_done() == 1)
+    (tmp_path / "go 1").touch()
+    until(lambda: worker.folds_done() == 2)
+    worker.wake()
+    listening.join(60)
 
 
 def test_a_training_sees_no_secrets_and_nothing_of_dask(kept: Callable[..., DaskBench]) -> None:

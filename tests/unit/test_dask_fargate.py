@@ -12,6 +12,7 @@ from distributed import Security
 from runner.config_cluster import ClusterSection
 from runner.dask.certificates import event_certificates, tls_folder
 from runner.dask.fargate import arguments
+from runner.dask.programs import TLS_SETTINGS
 from runner.errors import ConfigError
 from runner.stack import StackOutputs
 
@@ -61,7 +62,7 @@ def test_each_role_has_its_own_key_and_none_travels(security: Security) -> None:
     assert "--tls-key=/etc/ramp-cloud/tls/scheduler-key.pem" in given["scheduler_extra_args"]
     assert "--tls-key=/etc/ramp-cloud/tls/worker-key.pem" in given["worker_extra_args"]
     assert {"--no-dashboard", "--death-timeout=120", "--resources=ramp=1"} <= set(given["worker_extra_args"])
-    assert "environment" not in given
+    assert given["environment"] == TLS_SETTINGS
     assert given["security"].tls_client_key.endswith("client-key.pem")
     assert given["security"].tls_worker_key is None
 
