@@ -191,6 +191,21 @@ def test_a_connection_that_stands_still_for_a_while_costs_nothing_but_time(
     assert worker.collect_results() == (0, "")
 
 
+def test_a_time_limit_that_passes_while_nobody_can_be_asked_is_not_held_against_the_participant(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened(lease=2.0)
+    worker = launched(bench, "a")
+    cluster.kill(cluster.workers["one"])
+    until(lambda: not bench.session.hosts())
+    worker.status = "timeout"  # as the dispatcher sets it once the limit and a margin have passed
+
+    with pytest.raises(Interrupted):
+        worker.collect_results()
+
+    until(lambda: not bench.is_training("a"))
+
+
 def test_what_waits_behind_a_long_training_goes_where_a_slot_is_free(
     cluster: Processes, opened: Callable[..., DaskBench]
 ) -> None:
