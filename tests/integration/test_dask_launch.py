@@ -265,10 +265,14 @@ def on_host(server: SshServer, known: Path) -> list[str]:
     return ["--hosts", host, "--key", str(server.key_path), "--known-hosts", str(known), "--python", sys.executable]
 
 
+_ONE_BY_ONE = pytest.mark.xdist_group("keys in the machine's own temporary folder")
+
+
 def folders_with_keys() -> set[Path]:
     return {path.parent for path in Path("/tmp").glob("ramp-cloud-dask-*/key.pem")}  # noqa: S108 - where mktemp makes them
 
 
+@_ONE_BY_ONE
 def test_workers_on_another_machine_end_with_the_connection(
     task: Callable[..., Task], config: Path, tmp_path: Path, server: SshServer
 ) -> None:
@@ -310,6 +314,7 @@ def test_a_host_that_shows_another_key_gets_nothing(task: Callable[..., Task], c
         assert worker.process.wait(PATIENCE) == 1
 
 
+@_ONE_BY_ONE
 def test_keys_do_not_stay_where_nothing_could_start(
     task: Callable[..., Task], config: Path, tmp_path: Path, server: SshServer
 ) -> None:
