@@ -403,7 +403,8 @@ def test_up_changes_and_down(small: Small) -> None:
     before = small.buckets()
 
     planned = small.stack.preview().in_words()
-    assert planned == ["create   s3 Bucket  data", "create   s3 Bucket  scratch", "2 to create."]
+    assert sorted(planned[:-1]) == ["create   s3 Bucket  data", "create   s3 Bucket  scratch"]
+    assert planned[-1] == "2 to create."
     assert small.buckets() == before
 
     outputs = small.stack.up()
