@@ -41,6 +41,7 @@ class Agents:
     def __init__(self, name: str, trouble: Callable[[], None]) -> None:
         self.client: Client | None = None
         self.connection = 0
+        self._comm: object = None  # the client's own connection when it was given
         self._name = name
         self._trouble = trouble
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -55,7 +56,18 @@ class Agents:
         """Ask over a client from now on."""
         with self._lock:
             self.client, self._loop = client, getattr(client.loop, "asyncio_loop")  # noqa: B009 - tornado's types lack it
+            self._comm = client.scheduler_comm
             self.connection += 1
+
+    def is_connected(self) -> bool:
+        """Whether what was asked can still be answered.
+
+        A client whose scheduler is soon back connects again and says nothing, while the new scheduler knows nothing of
+        what was asked of the old one, nor of who listens to which topic: to us that connection is lost.
+        """
+        with self._lock:
+            client = self.client
+            return client is not None and client.status == "running" and client.scheduler_comm is self._comm
 
     def disconnected(self) -> Client | None:
         """Ask nobody from now on; returns the client that there was."""

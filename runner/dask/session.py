@@ -205,11 +205,10 @@ class DaskSession:
         """Connect again whenever the connection is lost; the only thing that this thread does."""
         while not self._closing.is_set():
             self._trouble.wait(_LOOK)
-            client = self._agents.client
             self._trouble.clear()
             if self._closing.is_set():
                 return
-            if client is not None and client.status == "running" and self._answers():
+            if self._agents.is_connected() and self._answers():
                 self._spread()
                 continue
             logger.warning("the connection to the Dask scheduler is lost; it is made again")

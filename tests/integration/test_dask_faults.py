@@ -154,6 +154,31 @@ def test_a_scheduler_that_starts_again_loses_nothing(cluster: Processes, opened:
     assert collected == [(0, "")]
 
 
+def test_a_connection_that_dask_mends_by_itself_is_made_anew(
+    cluster: Processes, opened: Callable[..., DaskBench]
+) -> None:
+    bench = opened()
+    worker = launched(bench, "a")
+    agents = bench.session._agents  # noqa: SLF001 - what Dask does by itself is seen from nowhere else
+    client, before = agents.client, agents.connection
+    assert client is not None
+    comm = client.scheduler_comm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.session, "_answers", lambda: True)  # between two of its looks
+        patch.setattr(agents, "is_connected", lambda: True)
+        cluster.kill(cluster.scheduler)
+        cluster.kill(cluster.workers["one"])
+        cluster.start_scheduler()
+        cluster.start_worker("one")
+        until(lambda: client.status == "running" and client.scheduler_comm not in (comm, None))
+    until(lambda: agents.connection > before)
+    bench.let_end("a")
+    wait_for_end(worker)
+
+    assert worker.collect_results() == (0, "")
+
+
 def test_a_dispatcher_that_dies_is_followed_by_one_that_finds_what_runs_and_what_ended(
     cluster: Processes, opened: Callable[..., DaskBench]
 ) -> None:
