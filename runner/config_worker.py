@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from runner.config_types import Seconds, Section
+from runner.config_types import FilePath, Seconds, Section
 
 DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
 
@@ -45,4 +45,23 @@ class ProcessSection(WorkerSection):
     )
     max_log_mb: float = Field(
         20, ge=0.1, allow_inf_nan=False, description="A longer log (MB) loses its middle; head and tail are kept."
+    )
+    preload: bool = Field(
+        default=True,
+        description="Start submissions from a process that has imported the kit's packages already. Linux; elsewhere, "
+        "and where packages cannot live with it, each submission imports for itself.",
+    )
+    fence: bool | None = Field(
+        None,
+        description="Fence submissions in: no network, no files but the kit, the data and their own. `true`: nothing "
+        "is trained where that cannot be had; `false`: no fence. Default: as far as the machine allows it.",
+    )
+    fence_readable: tuple[FilePath, ...] = Field(
+        (), description="More files and folders that fenced submissions may read, such as pretrained weights."
+    )
+    max_memory_mb: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Memory of a submission's processes, together (MB). Default: all."
+    )
+    max_processes: int = Field(
+        1000, ge=50, le=100_000, description="Processes and threads that a fenced submission may have at a time."
     )
