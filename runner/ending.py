@@ -71,7 +71,7 @@ class Ending:
         if self.written["ending"] == "timeout":
             return TIMEOUT_CODE
         code = int(self.written["returncode"])
-        if self.written["ending"] == "output" and code == 0:
+        if self.written["ending"] in ("output", "memory") and code == 0:
             return 1
         return 128 - code if code < 0 else code
 
@@ -82,6 +82,8 @@ class Ending:
             return timeout_verdict(self.timeout)
         if self.written["ending"] == "output":
             return f"The training was killed because it wrote more than {self.max_output_mb:g} MB."
+        if self.written["ending"] == "memory":
+            return "The training was killed because it used more memory than it may (max_memory_mb); use less."
         if self.written["returncode"] == -9 and self.written.get("oom_kills"):
             return "The training was killed because the machine ran out of memory; use less, or ask for more."
         if self.written["returncode"] < 0:
@@ -94,7 +96,7 @@ class Ending:
         cause = None
         if written.get("ending") == "timeout":
             cause = Cause.TIMEOUT
-        elif written.get("returncode") == -9 and written.get("oom_kills"):
+        elif written.get("ending") == "memory" or (written.get("returncode") == -9 and written.get("oom_kills")):
             cause = Cause.OUT_OF_MEMORY
         elif written.get("returncode"):
             cause = Cause.SUBMISSION_ERROR

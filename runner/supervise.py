@@ -1,6 +1,6 @@
 """Runs one training to its end whatever becomes of the dispatcher. Started as a process of its own, one per attempt.
 
-    python supervise.py RUN_FOLDER
+    python supervise.py RUN_FOLDER [NOTICE]
 
 It enforces the time limit, keeps the log and the output within bounds, ends every process that the training started,
 and writes how it went to RUN_FOLDER/outcome.json in one step. It runs on machine images, too, as this one file and by
@@ -12,6 +12,9 @@ cwd, log, output    paths: where the command runs, its log, the folder whose siz
 env         the whole environment of the command; without it, it gets ours
 env_extra   environment variables that are added
 timeout     seconds; max_output, max_log: bytes; nice: niceness
+memory      bytes that all processes of the command may use together; without it, all that there are
+fence       what fence.py is told, if the command is to be fenced in; see there
+notice      a line for the beginning of the log; so is NOTICE
 oom_score   how gladly Linux ends the command when memory is short, up to 1000; without it as gladly as any other
 lease       seconds; when nobody touched the file RUN_FOLDER/lease for so long, the command is ended as if told to stop
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import resource
@@ -29,8 +33,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 PID_FILE = "pid"
 SPEC_FILE = "spec.json"
@@ -42,6 +47,16 @@ _LAST_WORDS = 3.0  # seconds for ending what the training left behind
 _SHUTDOWN = 1.0  # seconds between two processes that hear that the machine shuts down
 _TOLD_TO_END = {-signal.SIGTERM, 128 + signal.SIGTERM}  # itself, or as a shell in between tells it
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+class Preloaded(Protocol):
+    """A process that has imported what the command needs, and this supervisor is a fork of; see preload.py."""
+
+    def can_run(self, command: list[str]) -> bool:
+        """Whether a command is what was preloaded."""
+
+    def start(self, command: list[str], cwd: str, env: dict[str, str], prepare: Callable[[], None]) -> tuple[int, int]:
+        """Fork the command, which calls ``prepare`` first; return its pid and the descriptor that it prints to."""
 
 
 class BoundedLog:
@@ -69,6 +84,10 @@ class BoundedLog:
                 gone = self._tail.popleft()
                 self._tail_size -= len(gone)
                 self.cut += len(gone)
+
+    def say(self, words: str) -> None:
+        """Write a line of our own."""
+        self.write(f"[ramp-cloud: {words}]\n".encode())
 
     def end(self, last_words: str) -> None:
         """Write what was kept of the end, then a last line of our own."""
@@ -108,15 +127,21 @@ class Lease:
 
 
 class Supervisor:
-    """One training under watch, as ``spec`` says; see above."""
+    """One training under watch, as ``spec`` says; see above. A fork of ``preloaded`` where that has the command."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, spec: dict[str, Any], *, notice: str = "", preloaded: Preloaded | None = None
+    ) -> None:
         self._folder = folder
         self._spec = spec
+        self._preloaded = preloaded
         self._output = _resolve(folder, spec["output"])
         self._log = BoundedLog(_resolve(folder, spec["log"]).open("wb", buffering=0), int(spec["max_log"]))
         self._selector = selectors.DefaultSelector()
         self._lease = Lease(folder / LEASE_FILE, spec.get("lease"))
+        for words in (notice, spec.get("notice", "")):
+            if words:
+                self._log.say(words)
         self._ending = ""  # why we ended the training, if we did
         self._children: dict[int, int] = {}  # pid -> wait status, of every process that we reaped
         self._cpu_seconds = 0.0
@@ -137,22 +162,20 @@ class Supervisor:
             signal.signal(number, lambda *_: None)
         _adopt_orphans()
         try:
-            process = self._start()
+            pid, output = self._start()
         except OSError as error:
             self._log.end(f"the training could not be started: {error}")
             _write_json(self._folder / OUTCOME_FILE, {"not_started": str(error)})
             return
-        output = process.stdout.fileno() if process.stdout else -1
         os.set_blocking(output, False)
         self._selector.register(output, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
-        self._watch(process.pid, output, woken)
+        self._watch(pid, output, woken)
         self._end_leftovers(output, woken)
-        self._heed_shutdown(process.pid, output, woken)
+        self._heed_shutdown(pid, output, woken)
         self._drain(output, time.monotonic() + _LAST_WORDS)
         self._log.end(self._last_words())
-        status = self._children.get(process.pid)
-        process.returncode = 0  # reaped by us, so that Popen does not look for it
+        status = self._children.get(pid)
         _write_json(
             self._folder / OUTCOME_FILE,
             {
@@ -168,30 +191,41 @@ class Supervisor:
             },
         )
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> tuple[int, int]:
+        """Start the training; return its pid and the descriptor that it prints to."""
         spec = self._spec
-        max_output = int(spec["max_output"])
-
-        def prepare() -> None:
-            # A group of its own, not a session: Linux schedules each session as one (autogroup), and two trainings then
-            # share two cores worse; seen to cost 0.2 s in 2 s.
-            os.setpgid(0, 0)
-            _be_the_first_to_go(spec.get("oom_score"))
-            os.nice(int(spec["nice"]))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            wanted = max_output if hard == resource.RLIM_INFINITY else min(max_output, hard)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (wanted, wanted))
-
-        return subprocess.Popen(  # noqa: S603 - an argument list, never a shell
-            [_at_home(word) for word in spec["command"]],
-            cwd=_resolve(self._folder, spec["cwd"]),
-            env={**spec.get("env", os.environ), **spec.get("env_extra", {})},
+        command = [_at_home(word) for word in spec["command"]]
+        cwd = _resolve(self._folder, spec["cwd"])
+        env = {**spec.get("env", os.environ), **spec.get("env_extra", {})}
+        if self._preloaded is not None and self._preloaded.can_run(command):
+            return self._preloaded.start(command, str(cwd), env, self._prepare)
+        self._process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+            command,
+            cwd=cwd,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=prepare,  # noqa: PLW1509, RUF100 - this process has one thread
+            preexec_fn=self._prepare,  # noqa: PLW1509, RUF100 - this process has one thread
         )
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        return self._process.pid, self._process.stdout.fileno()
+
+    def _prepare(self) -> None:
+        """Make the new process a training; called in it."""
+        spec = self._spec
+        # A group of its own, not a session: Linux schedules each session as one (autogroup), and two trainings then
+        # share two cores worse; seen to cost 0.2 s in 2 s.
+        os.setpgid(0, 0)
+        _be_the_first_to_go(spec.get("oom_score"))
+        os.nice(int(spec["nice"]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        max_output = int(spec["max_output"])
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        wanted = max_output if hard == resource.RLIM_INFINITY else min(max_output, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wanted, wanted))
+        if spec.get("fence"):
+            _sibling("fence").enter(spec["fence"])
 
     def _watch(self, pid: int, output: int, woken: int) -> None:
         deadline = time.monotonic() + float(self._spec["timeout"])
@@ -205,6 +239,8 @@ class Supervisor:
                 next_look = now + _TICK
                 if _size_of(self._output, max_output) > max_output:
                     self._end("output")
+                if self._spec.get("memory") and _memory_of(_descendants(os.getpid())) > self._spec["memory"]:
+                    self._end("memory")
                 if self._lease.is_over():
                     self._end("stopped")
             if self._ending:
@@ -285,6 +321,8 @@ class Supervisor:
             return f"killed at the time limit of {self._spec['timeout']:g} s"
         if self._ending == "output":
             return f"killed because it wrote more than {self._spec['max_output'] / 1e6:g} MB (max_output_mb)"
+        if self._ending == "memory":
+            return f"killed because it used more than {self._spec['memory'] / 1e6:g} MB of memory (max_memory_mb)"
         if self._ending and self._lease.is_over():
             return f"stopped because nobody asked for it for {self._lease.seconds:g} s"
         return "stopped by the dispatcher" if self._ending else ""
@@ -331,6 +369,27 @@ def _descendants(ancestor: int) -> list[int]:
     return found
 
 
+def _memory_of(pids: list[int]) -> int:
+    """Return the bytes that processes use, what they share counted once."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+                if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def _sibling(name: str) -> Any:
+    """Return a module that lies beside this file, wherever that is."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None  # noqa: PT018, S101 - of a file there is always one
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
 def _adopt_orphans() -> None:
     """Ask Linux to make us the parent of every descendant that loses its own, so that none can slip away."""
     if sys.platform == "linux":
@@ -373,9 +432,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def main() -> None:
-    """Supervise the training that the run folder describes."""
-    folder = Path(os.path.expanduser(sys.argv[1])).absolute()  # noqa: PTH111, RUF100 - see _resolve
+def main(arguments: list[str], preloaded: Preloaded | None = None) -> None:
+    """Supervise the training that the run folder describes; never returns once it is ours."""
+    folder = Path(os.path.expanduser(arguments[0])).absolute()  # noqa: PTH111, RUF100 - see _resolve
     try:
         # Whoever gives a run up renames its folder first, so a supervisor that starts too late stops here.
         descriptor = os.open(folder / PID_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -384,7 +443,8 @@ def main() -> None:
     with os.fdopen(descriptor, "w") as file:
         file.write(str(os.getpid()))
     try:
-        supervisor = Supervisor(folder, json.loads((folder / SPEC_FILE).read_text()))
+        spec = json.loads((folder / SPEC_FILE).read_text())
+        supervisor = Supervisor(folder, spec, notice=" ".join(arguments[1:]), preloaded=preloaded)
     except (OSError, ValueError, KeyError) as error:
         _write_json(folder / OUTCOME_FILE, {"not_started": f"{type(error).__name__}: {error}"})
     else:
@@ -393,4 +453,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -40,7 +40,7 @@ import supervise
 folder = sys.stdin.readline().rstrip("\\n")
 if folder:
     sys.argv[1:] = [folder]
-    supervise.main()
+    supervise.main([folder])
 """
 
 

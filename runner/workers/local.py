@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 import psutil
 
-from runner import supervise
+from runner import preload, supervise
 from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, WorkerError
 from runner.kit import check_folders, find_ramp_test
 from runner.layout import runs_folder
+from runner.preload_keeper import PreloadKeeper
 from runner.processes import (
     RUN_VARIABLE,
     has_argument,
@@ -35,6 +36,7 @@ from runner.traceback_text import traceback_in_log
 from runner.transfer import copy_output, copy_submission, half_copied
 from runner.workers.base import TIMEOUT_CODE, BaseWorker, LiveRuns, Usage, log_file
 
+_PLAIN = {"PYTHONUNBUFFERED": "1", "TERM": "dumb"}  # the log is a file: no colours, and every line at once
 _NICENESS = 5  # the dispatcher stays responsive while every core trains
 _SECRET_WORDS = ("SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _OVER = ".over"  # a run folder that is given up has this at its end
@@ -65,7 +67,24 @@ class LocalWorker(BaseWorker):
         """Check the kit's folders and find ramp-test; see the contract."""
         check_folders(config)
         python = config.get("python") or sys.executable
-        return {**config, "python": str(python), "ramp_test": str(find_ramp_test(Path(python)))}
+        config = {**config, "python": str(python), "ramp_test": str(find_ramp_test(Path(python)))}
+        if config.get("preload", True):
+            keeper = PreloadKeeper(
+                program=Path(preload.__file__),
+                python=Path(python),
+                ramp_test=Path(config["ramp_test"]),
+                kit=Path(config["kit_dir"]),
+                environment={**cls.kit_environment(config), **_PLAIN},
+            )
+            keeper.start()
+            config["preload_keeper"] = keeper
+        return config
+
+    @classmethod
+    def close_event(cls, config: dict[str, Any]) -> None:
+        """End the preloader; what trains goes on. See the contract."""
+        if "preload_keeper" in config:
+            config["preload_keeper"].close()
 
     @classmethod
     def kit_environment(cls, config: dict[str, Any]) -> dict[str, str]:
@@ -107,17 +126,12 @@ class LocalWorker(BaseWorker):
             spec = {
                 "command": self.command(),
                 "cwd": self.config["kit_dir"],
-                # The log is a file: no colours, and every line at once.
-                "env": {
-                    **self.kit_environment(self.config),
-                    RUN_VARIABLE: self.run,
-                    "PYTHONUNBUFFERED": "1",
-                    "TERM": "dumb",
-                },
+                "env": {**self.kit_environment(self.config), **_PLAIN, RUN_VARIABLE: self.run},
                 "log": str(log),
                 "timeout": self.timeout,
                 "output": str(self._copy.parent),
                 "max_output": self.config["max_output_mb"] * MEGABYTE,
+                "memory": (self.config.get("max_memory_mb") or 0) * MEGABYTE,
                 "max_log": self.config["max_log_mb"] * MEGABYTE,
                 "nice": _NICENESS,
             }
@@ -141,8 +155,17 @@ class LocalWorker(BaseWorker):
         ]
 
     def launch_submission(self) -> None:
-        """Start the supervisor in a process group of its own."""
-        command = [sys.executable, supervise.__file__, str(self._folder)]
+        """Start the supervisor in a process group of its own, as a fork of the preloader or by itself."""
+        keeper = self.config.get("preload_keeper")
+        said = keeper.ask(self._folder) if keeper is not None else ""
+        if isinstance(said, int):
+            self._pid, self._process_started = said, started_at(said) or time.time()
+        else:
+            self._start_supervisor(said)
+        super().launch_submission()
+
+    def _start_supervisor(self, notice: str) -> None:
+        command = [sys.executable, supervise.__file__, str(self._folder), *([notice] if notice else [])]
         try:
             process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
                 command,
@@ -158,7 +181,6 @@ class LocalWorker(BaseWorker):
         self._own_child = process
         self._pid = process.pid
         self._process_started = started_at(process.pid) or time.time()
-        super().launch_submission()
 
     def _is_submission_finished(self) -> bool:
         return not self._supervisor_lives() and self._read_outcome()
