@@ -1,11 +1,11 @@
 """Keys of the ``worker`` section that every worker has, and those of all whose trainings are processes we watch."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from runner.config_types import FilePath, Seconds, Section
+from runner.config_types import FilePath, Seconds, Section, Words
 
 DEFAULT_TIMEOUT = 7200  # seconds, the predecessor's default for conda and dask
 
@@ -56,8 +56,8 @@ class ProcessSection(WorkerSection):
         description="Fence submissions in: no network, no files but the kit, the data and their own. `true`: nothing "
         "is trained where that cannot be had; `false`: no fence. Default: as far as the machine allows it.",
     )
-    fence_readable: tuple[FilePath, ...] = Field(
-        (), description="More files and folders that fenced submissions may read, such as pretrained weights."
+    fence_readable: Annotated[list[FilePath], Words("a list of files and folders")] = Field(
+        [], description="More files and folders that fenced submissions may read, such as pretrained weights."
     )
     max_memory_mb: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Memory of a submission's processes, together (MB). Default: all."

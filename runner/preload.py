@@ -4,9 +4,9 @@
 
 Run by the kit's own Python, which needs what the kit needs and nothing else. It imports what the program RAMP_TEST, the
 kit's problem.py and its starting kit import; never problem.py itself, and nothing that a participant wrote. Then it
-prints one line of JSON, listens at SOCKET (a Unix socket, whose folder it removes at its end), and reads run folders,
-one per connection and line. For each it forks a process that supervises the run as supervise.py does, forks the
-training from itself, and outlives everything; the answer is its pid. It ends when its standard input does.
+prints one line of JSON and listens at SOCKET, a Unix socket whose folder it removes at its end. For each connection it
+forks a process that tells its pid, reads the name of a run folder, and supervises that run as supervise.py does, with a
+training that is forked once more; it outlives everything else. The preloader ends when its standard input does.
 
 SKIP names packages, separated by commas, that are left to the submissions, because they start threads or open a GPU as
 they are imported: no fork survives that. PADDING is room for the command line of what it becomes.
@@ -236,7 +236,7 @@ def _exit_code(said: Any) -> int:
         return 0
     if isinstance(said, int):
         return said & 0xFF
-    print(said, file=sys.stderr)  # noqa: T201 - what Python does with a text
+    sys.stderr.write(f"{said}\n")  # what Python does with a text
     return 1
 
 
@@ -288,39 +288,32 @@ def serve(listener: socket.socket, supervise: Any, training: Training, memory: M
             return
         connection, _ = listener.accept()
         with connection:
-            folder = _read_line(connection)
-            pid = os.fork() if folder else 0
-            if folder and not pid:
-                _supervise(folder, supervise, training, memory, listener, connection)
-            with contextlib.suppress(OSError):
-                connection.sendall(b"%d\n" % pid)
+            if not os.fork():
+                listener.close()
+                _supervise(connection, supervise, training, memory)
 
 
-def _supervise(
-    folder: str, supervise: Any, training: Training, memory: Memory, listener: socket.socket, connection: socket.socket
-) -> None:
-    """Be the supervisor of a run, in a fork; never returns."""
+def _supervise(connection: socket.socket, supervise: Any, training: Training, memory: Memory) -> None:
+    """Be the supervisor of a run, in a fork; never returns.
+
+    Whoever asks is told the pid first, and can write it down before anything begins.
+    """
     try:
-        listener.close()
-        connection.close()
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(nowhere, number)
-        os.close(nowhere)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setpgid(0, 0)
-        os.chdir(folder)
-        memory.show_command([sys.executable, supervise.__file__, folder])
-        supervise.main([folder], training)
+        with connection, connection.makefile("rb") as asked:
+            connection.sendall(b"%d\n" % os.getpid())
+            folder = os.fsdecode(asked.readline().rstrip(b"\n"))
+        if folder:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nowhere, number)
+            os.close(nowhere)
+            os.chdir(folder)
+            memory.show_command([sys.executable, supervise.__file__, folder])
+            supervise.main([folder], training)
     finally:
         os._exit(1)
-
-
-def _read_line(connection: socket.socket) -> str:
-    connection.settimeout(5)
-    with contextlib.suppress(OSError), connection.makefile("rb") as file:
-        return os.fsdecode(file.readline().rstrip(b"\n"))
-    return ""
 
 
 def _resident() -> int:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PATIENCE = 120.0  # seconds for the imports; a fresh process would need them as well
@@ -36,7 +36,9 @@ class PreloadKeeper:
         environment: what trainings have in common; the preloader's own.
     """
 
-    def __init__(self, *, program: Path, python: Path, ramp_test: Path, kit: Path, environment: Mapping[str, str]):
+    def __init__(
+        self, *, program: Path, python: Path, ramp_test: Path, kit: Path, environment: Mapping[str, str]
+    ) -> None:
         self._program, self._python, self._ramp_test, self._kit = program, python, ramp_test, kit
         self._environment = dict(environment)
         self._lock = threading.Lock()
@@ -65,10 +67,11 @@ class PreloadKeeper:
             if self._process is None and not self._closed and self.is_of_use:
                 self._start()
 
-    def ask(self, folder: Path) -> int | str:
+    def ask(self, folder: Path, begins: Callable[[int], None] = lambda _: None) -> int | str:
         """Have the run in a folder supervised and trained by forks; return the supervisor's pid.
 
-        Returns a text where a process of its own is needed: why, or nothing where that goes without saying.
+        ``begins`` gets the pid before anything is done. Returns a text where a process of its own is needed: why, or
+        nothing where that goes without saying.
         """
         with self._lock:
             if self._closed or not self.is_of_use:
@@ -77,11 +80,9 @@ class PreloadKeeper:
                 self._refresh()
                 if self._process is None:
                     self._start()
-                if self._has_come() and (pid := self._call(folder)):
+                if self._has_come() and (pid := self._call(folder, begins)):
                     self._died = 0
                     return pid
-                if (folder / "pid").exists():
-                    return ""  # it began, and then was not heard of; a second supervisor finds that file, and stops
                 self._end()
                 self._died += 1
                 if self._died >= _TRIES:
@@ -135,17 +136,21 @@ class PreloadKeeper:
         self._is_ready = bool(facts.get("ready"))
         return self._is_ready
 
-    def _call(self, folder: Path) -> int:
+    def _call(self, folder: Path, begins: Callable[[int], None]) -> int:
         """Return the pid of the supervisor, 0 if there is none."""
+        pid = 0
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(_ANSWER)
                 connection.connect(str(self._address))
-                connection.sendall(os.fsencode(folder) + b"\n")
                 with connection.makefile("rb") as file:
-                    return int(file.readline() or 0)
+                    pid = int(file.readline() or 0)
+                if pid:
+                    begins(pid)
+                    connection.sendall(os.fsencode(folder) + b"\n")
         except (OSError, ValueError):
-            return 0
+            return 0  # a fork that has not heard of a run ends
+        return pid
 
     def _refresh(self) -> None:
         """End a preloader whose kit or environment is not the one any more that it imported from."""

@@ -1,8 +1,8 @@
 """What ramp-cloud has inside a Dask worker process: it holds slots, starts trainings there, and tells how they go.
 
-It is sent to every worker as text, with host_files.py, host_runs.py and host_kit.py before it in the same namespace
-(see travel.py: imports of ours are one line each), so that ramp-cloud need not be installed there, and no other
-version of Python misreads it.
+It is sent to every worker as text, with host_files.py, preload_keeper.py, host_runs.py and host_kit.py before it in the
+same namespace (see travel.py: imports of ours are one line each), so that ramp-cloud need not be installed there, and
+no other version of Python misreads it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,33 @@ class Agent(WorkerPlugin):
         topic: where events are logged for the dispatcher.
         event: id of the event.
         mark: the resource that says that this worker was checked.
-        supervisor: text of supervise.py.
+        programs: see ``Runs``.
+        preload: whether trainings are forked from a process that has imported what the kit needs.
+        threads: environment variables for the packages' threads.
         kit: keywords of ``HostKit``.
         lease: seconds for which a training goes on when no worker process of its host is there.
     """
 
     def __init__(
-        self, *, name: str, topic: str, event: str, mark: str, supervisor: str, kit: dict[str, Any], lease: float
+        self,
+        *,
+        name: str,
+        topic: str,
+        event: str,
+        mark: str,
+        programs: dict[str, str],
+        preload: bool,
+        threads: dict[str, str],
+        kit: dict[str, Any],
+        lease: float,
     ) -> None:
         self.name = name
         self._topic = topic
         self._event = event
         self._mark = mark
-        self._supervisor = supervisor
+        self._programs = programs
+        self._preload = preload
+        self._threads = threads
         self._kit = HostKit(**kit)
         self._lease = lease
         self._trouble = ""
@@ -66,9 +80,16 @@ class Agent(WorkerPlugin):
         self._worker = worker
         # Beside Dask's own scratch space: that of a worker process ends with it.
         base = Path(worker.local_directory).parent.parent / f"ramp-cloud-{_user()}"
-        self._runs = Runs(base, self._event, self._supervisor)
+        self._runs = Runs(base, self._event, self._programs)
         try:
             self._runs.open()
+            if self._preload and self._kit.python is not None:
+                self._runs.preload(
+                    python=self._kit.python,
+                    ramp_test=self._kit.ramp_test,
+                    kit=self._kit.kit,
+                    environment=self._kit.environment(self._threads),
+                )
             self._runs.prepare_spare()
         except OSError as error:  # told with the facts; the worker may serve others
             self._trouble = f"its folder for runs cannot be used: {error}"
@@ -174,12 +195,12 @@ class Agent(WorkerPlugin):
         """Start a run; nothing happens when it has been started before."""
         spec = {
             "command": self._kit.command(orders["submission"]),
-            "env": self._kit.environment(orders["threads"]),
+            "env": self._kit.environment(self._threads),
             "cwd": str(self._kit.kit),
             "lease": self._lease,
             "nice": 5,  # what serves the cluster stays responsive while every core trains
             "oom_score": 500,  # the training is to end for want of memory, not the worker
-            **{key: orders[key] for key in ("timeout", "max_output", "max_log")},
+            **{key: orders[key] for key in ("timeout", "max_output", "max_log", "memory")},
         }
         try:
             await asyncio.to_thread(self._runs.start, run, parcel, orders["submission"], spec)

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from runner.dask.host_files import digest, open_plain, remove, unpack, write_json
+from runner.preload_keeper import PreloadKeeper
 
 _STARTED, _PARCEL, _OVER = "started.json", "parcel.tar", ".over"
 _OUTCOME, _SPEC, _LEASE, _LOG = "outcome.json", "spec.json", "lease", "log"
@@ -50,14 +51,15 @@ class Runs:
     Args:
         base: a folder of this user that outlives worker processes; made 0700 if need be.
         event: id of the event.
-        supervisor: text of supervise.py.
+        programs: the texts of supervise.py and of what belongs beside it, by name.
     """
 
-    def __init__(self, base: Path, event: str, supervisor: str) -> None:
+    def __init__(self, base: Path, event: str, programs: dict[str, str]) -> None:
         self.base = base
         self._folder = base / event
-        self._text = supervisor
+        self._texts = programs
         self._programs = Path()
+        self._keeper: PreloadKeeper | None = None
         self._spare: subprocess.Popen[bytes] | None = None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -83,16 +85,27 @@ class Runs:
             raise PermissionError(msg)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # Named after its content: another dispatcher's version may be in use beside it.
-        self._programs = self.base / "bin" / f"{digest(self._text.encode())[:16]}"
+        self._programs = self.base / "bin" / digest("".join(self._texts.values()).encode())[:16]
         self._programs.mkdir(parents=True, exist_ok=True)
-        program = self._programs / "supervise.py"
-        if not program.exists():
-            partial = program.with_suffix(f".{os.getpid()}")
-            partial.write_text(self._text)
-            partial.replace(program)
+        for name, text in self._texts.items():
+            program = self._programs / name
+            if not program.exists():
+                partial = program.with_suffix(f".{os.getpid()}")
+                partial.write_text(text)
+                partial.replace(program)
+
+    def preload(self, *, python: Path, ramp_test: Path, kit: Path, environment: dict[str, str]) -> None:
+        """Import what the kit needs once, for all trainings of this worker process."""
+        program = self._programs / "preload.py"
+        self._keeper = PreloadKeeper(
+            program=program, python=python, ramp_test=ramp_test, kit=kit, environment=environment
+        )
+        self._keeper.start()
 
     def close(self) -> None:
-        """Let the waiting supervisor go; what trains goes on."""
+        """Let the preloader and the waiting supervisor go; what trains goes on."""
+        if self._keeper is not None:
+            self._keeper.close()
         spare, self._spare = self._spare, None
         if spare is not None and spare.stdin is not None:
             spare.stdin.close()
@@ -147,9 +160,13 @@ class Runs:
         }
         (folder / _SPEC).write_text(json.dumps(spec))
         (folder / _LEASE).touch()
+        said = self._keeper.ask(folder, lambda pid: _note_start(folder, pid)) if self._keeper is not None else ""
+        if isinstance(said, int):
+            return
+        if said:
+            (folder / _SPEC).write_text(json.dumps({**spec, "notice": said}))
         process = self._take_spare()
-        # Written down first: whatever happens to us from here on, the next worker process knows whom to look for.
-        write_json(folder / _STARTED, {"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
+        _note_start(folder, process.pid)
         self._children[run] = process
         assert process.stdin is not None  # noqa: S101 - it was asked for
         with process.stdin:
@@ -158,7 +175,8 @@ class Runs:
 
     def prepare_spare(self) -> None:
         """Have a supervisor ready for the next start: Python's own start costs more than all the rest."""
-        if self._spare is None or self._spare.poll() is not None:
+        is_needed = self._keeper is None or not self._keeper.is_of_use
+        if is_needed and (self._spare is None or self._spare.poll() is not None):
             self._spare = self._new_supervisor()
 
     def _take_spare(self) -> subprocess.Popen[bytes]:
@@ -308,6 +326,11 @@ class Runs:
         for process in _processes_of(run):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+
+
+def _note_start(folder: Path, pid: int) -> None:
+    # Before anything begins: whatever happens to us from here on, the next worker process knows whom to look for.
+    write_json(folder / _STARTED, {"pid": pid, "created": psutil.Process(pid).create_time()})
 
 
 async def _end_of(pid: int) -> None:

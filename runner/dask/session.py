@@ -14,7 +14,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from runner import supervise
+from runner import fence, preload, supervise
 from runner.dask.admission import Reference
 from runner.dask.agents import ANSWER, LOST, Agents
 from runner.dask.claims import Claim
@@ -22,10 +22,12 @@ from runner.dask.cluster import Cluster
 from runner.dask.slots import Slots
 from runner.dask.travel import Traveller
 from runner.errors import ConfigError, KitError, LaunchStopped, RampCloudError, TransportError, WorkerError
+from runner.processes import thread_variables
 
 logger = logging.getLogger(__name__)
 
 LEASE = 120.0  # seconds that a training goes on when no worker process is left on its host
+_PROGRAMS = [Path(str(module.__file__)) for module in (supervise, fence, preload)]
 _FIRST_WORKER = 30.0  # seconds to wait for the first worker of a cluster
 _LOOK = 2.0  # seconds between two looks whether there is a connection
 _PING = 10.0  # seconds between two questions whether the scheduler still answers
@@ -55,7 +57,9 @@ class DaskSession:
             "topic": self._name,
             "event": event,
             "mark": mark,
-            "supervisor": Path(supervise.__file__).read_text(encoding="utf-8"),
+            "programs": {path.name: path.read_text(encoding="utf-8") for path in _PROGRAMS},
+            "preload": bool(config.get("preload", True)),
+            "threads": thread_variables(config["n_threads"]),
             "lease": lease,
             "kit": {
                 "kit": str(config["worker_kit_dir"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
-_PARTS = ("host_files.py", "host_runs.py", "host_kit.py", "agent.py")
+_PARTS = ("host_files.py", "../preload_keeper.py", "host_runs.py", "host_kit.py", "agent.py")
 # Evaluated by whoever unpickles; a space is filled once per message that holds it.
 _FILL = '[exec(compile(text, name, "exec"), space) for name, text in sources]'
 _AGENT = f'{_FILL} and space["Agent"](**settings)'

@@ -17,7 +17,6 @@ from runner.dask.dialogue import PART, PAUSE, Dialogue, Results, refusal
 from runner.dask.session import DaskSession
 from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, LaunchStopped, NoRoom, TransportError, WorkerError
-from runner.processes import thread_variables
 from runner.traceback_text import traceback_in_log
 from runner.transfer import half_copied, pack_submission, replace_output
 from runner.workers.base import TIMEOUT_CODE, BaseWorker, LiveRuns, Usage, log_file
@@ -115,7 +114,7 @@ class DaskWorker(BaseWorker):
             "timeout": self.timeout,
             "max_output": self.config["max_output_mb"] * MEGABYTE,
             "max_log": self.config["max_log_mb"] * MEGABYTE,
-            "threads": thread_variables(self.config["n_threads"]),
+            "memory": (self.config.get("max_memory_mb") or 0) * MEGABYTE,
         }
         claim = self._claim = Claim(run=self.run, orders=orders, parcel=self._parcel, ring=self._bell.set)
         self._session.claim(claim)

@@ -114,7 +114,7 @@ class LocalWorker(BaseWorker):
     def setup(self) -> None:
         """Copy the submission to its run folder and write down what the supervisor is to do."""
         if "ramp_test" not in self.config:  # used without a dispatcher
-            self.config = self.prepare_event(self.config)
+            self.config = self.prepare_event({**self.config, "preload": False})  # nobody would end the preloader
         self.run = self.run or uuid.uuid4().hex
         self._folder = runs_folder(self.config["deployment_dir"], self.config["event_name"]) / self.run
         try:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import supervise, watch
+from runner import fence, preload, preload_keeper, supervise, watch
 from runner.supervise import BoundedLog, Lease, main
 
 LIMIT = 100
@@ -76,15 +76,15 @@ def test_a_full_disk_is_noted_and_ends_nothing() -> None:
     assert "No space left on device" in log.lost
 
 
-def test_a_supervisor_that_comes_too_late_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["supervise.py", str(tmp_path / "given up")])
-
-    main()
+def test_a_supervisor_that_comes_too_late_starts_nothing(tmp_path: Path) -> None:
+    main([str(tmp_path / "given up")])
 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", [supervise, watch], ids=["supervise", "watch"])
+@pytest.mark.parametrize(
+    "module", [supervise, watch, preload, preload_keeper, fence], ids=lambda module: module.__name__
+)
 def test_runs_alone_on_the_oldest_python_of_an_image(module: ModuleType) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text(), feature_version=(3, 9))
     imported = {
