@@ -100,13 +100,13 @@ def preload(program: Path, kit: Path, skipped: set[str]) -> str | None:
 
 
 def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208, RUF100 - asked after every import
+    return len(os.listdir("/proc/self/task"))
 
 
 def _has_gpu() -> bool:
-    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208, RUF100 - as above
+    for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{number}").startswith(_GPU):  # noqa: PTH115, RUF100 - as above
+            if os.readlink(f"/proc/self/fd/{number}").startswith(_GPU):
                 return True
     return False
 
@@ -215,7 +215,7 @@ class Training:
 def run_program(code: types.CodeType, command: list[str]) -> int:
     """Run a program's code as the interpreter would run its file, to the end; return its exit code."""
     sys.argv = list(command)
-    sys.path[0] = os.path.dirname(os.path.realpath(command[0]))  # noqa: PTH120, RUF100 - as Python itself does it
+    sys.path[0] = os.path.dirname(os.path.realpath(command[0]))
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=command[0], __builtins__=__builtins__)
     sys.modules["__main__"] = main
@@ -266,7 +266,7 @@ def _seed() -> None:
 
 def _descriptors() -> set[int]:
     found = set()
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208, RUF100 - in every fork
+    for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one of this very list
             os.fstat(int(name))
             found.add(int(name))
@@ -344,7 +344,7 @@ def main() -> None:
             os.write(answer, json.dumps(facts).encode() + b"\n")
 
     supervise, _ = _sibling("supervise"), _sibling("fence")
-    sys.path[0] = os.path.dirname(os.path.realpath(program))  # noqa: PTH120, RUF100 - as when ramp-test runs
+    sys.path[0] = os.path.dirname(os.path.realpath(program))
     before = _descriptors()
     try:
         culprit = preload(program, kit, skipped)

@@ -222,10 +222,15 @@ class Supervisor:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         max_output = int(spec["max_output"])
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        wanted = max_output if hard == resource.RLIM_INFINITY else min(max_output, hard)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (wanted, wanted))
+        most = max_output if hard == resource.RLIM_INFINITY else min(max_output, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         if spec.get("fence"):
-            _sibling("fence").enter(spec["fence"])
+            wanted: dict[str, Any] = {**spec["fence"], "memory": spec.get("memory")}
+            wanted["writable"] = [str(_resolve(self._folder, path)) for path in wanted["writable"]]
+            wanted["readable"] = [str(_resolve(self._folder, path)) for path in wanted["readable"]]
+            if self._preloaded is not None:  # the environment's own Python knows where its packages are
+                wanted["readable"] += [sys.prefix, sys.base_prefix, *sys.path]
+            _sibling("fence").enter(wanted)
 
     def _watch(self, pid: int, output: int, woken: int) -> None:
         deadline = time.monotonic() + float(self._spec["timeout"])

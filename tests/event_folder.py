@@ -38,6 +38,19 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
+def make_preloadable(folder: Path) -> Path:
+    """Make the environment's ramp-test one that can be preloaded; return a folder whose modules it finds."""
+    modules = folder / "modules"
+    modules.mkdir()
+    ramp_test = folder / "bin" / "ramp-test"
+    lines = ["#!/usr/bin/env python3", "import sys", f"sys.path[1:1] = [{str(STAND_INS)!r}, {str(modules)!r}]"]
+    lines += ["from ramp_test import main", "", "sys.exit(main())", ""]
+    ramp_test.write_text("\n".join(lines))
+    python = folder / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{STAND_INS}:{modules}" exec "{sys.executable}" -S "$@"\n')
+    return modules
+
+
 class Heard:
     """A listener that remembers."""
 
@@ -74,6 +87,7 @@ class EventFolder:
             "hunger_policy": "exit",
             "n_workers": 2,
             "timeout": 60,
+            "fence": False,  # what tests are about is told by files outside
             **keys,
         }
 

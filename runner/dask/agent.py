@@ -43,6 +43,7 @@ class Agent(WorkerPlugin):
         programs: see ``Runs``.
         preload: whether trainings are forked from a process that has imported what the kit needs.
         threads: environment variables for the packages' threads.
+        fence: what supervise.py is told of the fence, without the folders of this host.
         kit: keywords of ``HostKit``.
         lease: seconds for which a training goes on when no worker process of its host is there.
     """
@@ -57,6 +58,7 @@ class Agent(WorkerPlugin):
         programs: dict[str, str],
         preload: bool,
         threads: dict[str, str],
+        fence: dict[str, Any],
         kit: dict[str, Any],
         lease: float,
     ) -> None:
@@ -67,6 +69,7 @@ class Agent(WorkerPlugin):
         self._programs = programs
         self._preload = preload
         self._threads = threads
+        self._fence = fence
         self._kit = HostKit(**kit)
         self._lease = lease
         self._trouble = ""
@@ -200,8 +203,11 @@ class Agent(WorkerPlugin):
             "lease": self._lease,
             "nice": 5,  # what serves the cluster stays responsive while every core trains
             "oom_score": 500,  # the training is to end for want of memory, not the worker
+            **self._fence,
             **{key: orders[key] for key in ("timeout", "max_output", "max_log", "memory")},
         }
+        if "fence" in spec:
+            spec["fence"] = {**spec["fence"], "readable": [*spec["fence"]["readable"], *self._kit.readable()]}
         try:
             await asyncio.to_thread(self._runs.start, run, parcel, orders["submission"], spec)
         except OSError as error:

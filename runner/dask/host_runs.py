@@ -158,13 +158,17 @@ class Runs:
             "output": str(folder / "submissions" / submission),
             "log": str(folder / _LOG),
         }
+        if "fence" in spec:
+            spec["fence"] = {**spec["fence"], "writable": [str(folder / "submissions")]}
         (folder / _SPEC).write_text(json.dumps(spec))
         (folder / _LEASE).touch()
         said = self._keeper.ask(folder, lambda pid: _note_start(folder, pid)) if self._keeper is not None else ""
         if isinstance(said, int):
             return
         if said:
-            (folder / _SPEC).write_text(json.dumps({**spec, "notice": said}))
+            (folder / _SPEC).write_text(
+                json.dumps({**spec, "notice": "; ".join(filter(None, [said, spec.get("notice")]))})
+            )
         process = self._take_spare()
         _note_start(folder, process.pid)
         self._children[run] = process

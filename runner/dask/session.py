@@ -22,6 +22,7 @@ from runner.dask.cluster import Cluster
 from runner.dask.slots import Slots
 from runner.dask.travel import Traveller
 from runner.errors import ConfigError, KitError, LaunchStopped, RampCloudError, TransportError, WorkerError
+from runner.orders import fence_orders
 from runner.processes import thread_variables
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class DaskSession:
             "programs": {path.name: path.read_text(encoding="utf-8") for path in _PROGRAMS},
             "preload": bool(config.get("preload", True)),
             "threads": thread_variables(config["n_threads"]),
+            "fence": fence_orders(config, writable=[], readable=[]),
             "lease": lease,
             "kit": {
                 "kit": str(config["worker_kit_dir"]),

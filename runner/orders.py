@@ -1,0 +1,37 @@
+"""What supervise.py is told of the fence around a training, made from the keys of config.yml; see fence.py."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner import fence
+
+_MEGABYTE = 1_000_000
+
+
+def fence_orders(config: Mapping[str, Any], *, writable: Sequence[Path], readable: Sequence[Path]) -> dict[str, Any]:
+    """Return the part of a supervisor's orders that is about the fence.
+
+    Args:
+        config: the worker's keys.
+        writable: the folders of the submission.
+        readable: what its training reads, beside the system and ``fence_readable``.
+    """
+    if config.get("fence") is False:
+        return {"notice": fence.OPEN}
+    return {
+        "fence": {
+            "writable": [str(path) for path in writable],
+            "readable": [str(path) for path in (*readable, *config.get("fence_readable", ()))],
+            "processes": config.get("max_processes", 1000),
+            "scratch": int(config["max_output_mb"] * _MEGABYTE),
+            "strict": bool(config.get("fence")),
+        }
+    }
+
+
+def environment_of(python: str | Path) -> list[Path]:
+    """Return the folders of an interpreter's packages: its environment, and the Python that this was made from."""
+    given = Path(python)
+    folders = dict.fromkeys([given.parent.parent, given.resolve().parent.parent])
+    return [folder for folder in folders if folder != Path.home()]
