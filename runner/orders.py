@@ -15,7 +15,7 @@ def fence_orders(config: Mapping[str, Any], *, writable: Sequence[Path], readabl
     Args:
         config: the worker's keys.
         writable: the folders of the submission.
-        readable: what its training reads, beside the system and ``fence_readable``.
+        readable: what its training reads, beside the system, its Python's environment, and ``fence_readable``.
     """
     if config.get("fence") is False:
         return {"notice": fence.OPEN}
@@ -28,10 +28,3 @@ def fence_orders(config: Mapping[str, Any], *, writable: Sequence[Path], readabl
             "strict": bool(config.get("fence")),
         }
     }
-
-
-def environment_of(python: str | Path) -> list[Path]:
-    """Return the folders of an interpreter's packages: its environment, and the Python that this was made from."""
-    given = Path(python)
-    folders = dict.fromkeys([given.parent.parent, given.resolve().parent.parent])
-    return [folder for folder in folders if folder != Path.home()]

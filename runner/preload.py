@@ -225,8 +225,8 @@ def run_program(code: types.CodeType, command: list[str]) -> int:
     except SystemExit as end:
         status = _exit_code(end.code)
     except BaseException as error:  # noqa: BLE001 - the interpreter's own way with what nobody catches
-        trace = error.__traceback__
-        sys.excepthook(type(error), error, trace and trace.tb_next)  # without this function's own frame
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function's own frame
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     return _finish(status)
 

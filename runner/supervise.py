@@ -228,6 +228,7 @@ class Supervisor:
             wanted: dict[str, Any] = {**spec["fence"], "memory": spec.get("memory")}
             wanted["writable"] = [str(_resolve(self._folder, path)) for path in wanted["writable"]]
             wanted["readable"] = [str(_resolve(self._folder, path)) for path in wanted["readable"]]
+            wanted["readable"] += _environment_of(_at_home(spec["command"][0]))
             if self._preloaded is not None:  # the environment's own Python knows where its packages are
                 wanted["readable"] += [sys.prefix, sys.base_prefix, *sys.path]
             _sibling("fence").enter(wanted)
@@ -344,6 +345,13 @@ def _at_home(word: str) -> str:
     if equals and value.startswith("~/"):
         return option + equals + os.path.expanduser(value)  # noqa: PTH111, RUF100 - see _resolve
     return os.path.expanduser(word) if word.startswith("~/") else word  # noqa: PTH111, RUF100 - see _resolve
+
+
+def _environment_of(program: str) -> list[str]:
+    """Return the folders of an environment that has a program: its own, and that of the Python it was made from."""
+    binaries = Path(program).parent
+    folders = {str(binaries.parent), str((binaries / "python").resolve().parent.parent)}
+    return sorted(folders - {os.path.expanduser("~")})  # noqa: PTH111, RUF100 - see _resolve
 
 
 def _be_the_first_to_go(score: int | None) -> None:

@@ -207,7 +207,10 @@ class Agent(WorkerPlugin):
             **{key: orders[key] for key in ("timeout", "max_output", "max_log", "memory")},
         }
         if "fence" in spec:
-            spec["fence"] = {**spec["fence"], "readable": [*spec["fence"]["readable"], *self._kit.readable()]}
+            spec["fence"] = {
+                **spec["fence"],
+                "readable": [*spec["fence"]["readable"], str(self._kit.kit), str(self._kit.data)],
+            }
         try:
             await asyncio.to_thread(self._runs.start, run, parcel, orders["submission"], spec)
         except OSError as error:

@@ -90,12 +90,6 @@ class HostKit:
                 kept["PYTHONNOUSERSITE"] = "1"
         return {**kept, **(threads or {}), "PYTHONUNBUFFERED": "1", "TERM": "dumb"}
 
-    def readable(self) -> list[str]:
-        """Return what a fenced training reads: kit, data, and the environment of its Python."""
-        python = self.python or Path(sys.executable)
-        folders = [self.kit, self.data, python.parent.parent, python.resolve().parent.parent]
-        return [str(folder) for folder in folders if folder != Path.home()]
-
     def command(self, submission: str) -> list[str]:
         """Return what runs a submission; the folder that it lies in is still to come."""
         return [

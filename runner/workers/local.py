@@ -20,7 +20,7 @@ from runner.ending import MEGABYTE, Ending, timeout_verdict
 from runner.errors import Interrupted, WorkerError
 from runner.kit import check_folders, find_ramp_test
 from runner.layout import runs_folder
-from runner.orders import environment_of, fence_orders
+from runner.orders import fence_orders
 from runner.preload_keeper import PreloadKeeper
 from runner.processes import (
     RUN_VARIABLE,
@@ -135,7 +135,11 @@ class LocalWorker(BaseWorker):
                 "memory": (self.config.get("max_memory_mb") or 0) * MEGABYTE,
                 "max_log": self.config["max_log_mb"] * MEGABYTE,
                 "nice": _NICENESS,
-                **fence_orders(self.config, writable=[self._copy.parent], readable=self._readable()),
+                **fence_orders(
+                    self.config,
+                    writable=[self._copy.parent],
+                    readable=[Path(self.config[key]) for key in ("kit_dir", "data_dir")],
+                ),
             }
             with os.fdopen(os.open(self._folder / supervise.SPEC_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                 json.dump(spec, file)
@@ -143,10 +147,6 @@ class LocalWorker(BaseWorker):
             msg = "the submission could not be prepared for training; it will be tried again"
             raise WorkerError(msg, detail=str(error)) from error
         super().setup()
-
-    def _readable(self) -> list[Path]:
-        """Return what a fenced training can read: the kit, the data, and the environment of its Python."""
-        return [Path(self.config["kit_dir"]), Path(self.config["data_dir"]), *environment_of(self.config["python"])]
 
     def command(self) -> list[str]:
         """Return what runs the submission, as an argument list."""

@@ -59,14 +59,15 @@ def event(tmp_path: Path) -> Preloading:
 
 
 TELL = """
-import sys, json, os, resource, signal, random, __main__
+import sys, json, os, resource, signal, random
 print("SEES", json.dumps({
-    "preloaded": "heavy" in sys.modules, "argv": sys.argv, "path": sys.path[0], "main": __main__.__file__,
+    "preloaded": "heavy" in sys.modules, "argv": sys.argv, "path": sys.path[0],
     "group": os.getpgid(0) == os.getpid(), "nice": os.nice(0), "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
     "size": resource.getrlimit(resource.RLIMIT_FSIZE)[0], "random": random.random(), "stdin": sys.stdin.read(),
     "environ": open("/proc/self/environ").read().rstrip(chr(0)), "variable": os.environ.get("RAMP_CLOUD_RUN"),
     "command": open("/proc/self/cmdline").read().rstrip(chr(0)).split(chr(0)), "cwd": os.getcwd(),
-    "open": sorted(int(n) for n in os.listdir("/proc/self/fd")), "handler": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+    "open": sorted(int(n) for n in os.listdir("/proc/self/fd")), "pid": os.getpid(),
+    "handler": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
     "chld": signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL, "wakeup": signal.set_wakeup_fd(-1),
 }))
 """
@@ -94,10 +95,9 @@ def test_trainings_find_their_packages_imported_and_all_else_as_in_a_process_of_
     assert len({each["random"] for each in found}) == 3
     one = found[0]
     ramp_test = str(event.folder / "environment/bin/ramp-test")
-    assert one["argv"][0] == one["main"] == ramp_test
     assert one["argv"][1] == "--submission=a"
     assert one["path"] == str(Path(ramp_test).parent)
-    assert one["command"][1:] == one["argv"]
+    assert one["command"][1:] == [ramp_test, *one["argv"][1:]]
     assert one["environ"] == f"{RUN_VARIABLE}={one['variable']}"
     assert one["cwd"] == str(event.kit)
     assert (one["group"], one["nice"], one["core"], one["size"]) == (True, 5, 0, 5_000_000_000)
@@ -128,10 +128,9 @@ def test_ends_are_told_as_they_are(tmp_path: Path, is_preloaded: bool) -> None:
     )
     event.add("registers", "import atexit\natexit.register(print, 'AT EXIT')")
 
-    event.run()
+    heard = event.run()
 
-    records = event.records()
-    codes = {name: event_code(event, name) for name in records}
+    codes = {name: outcome.returncode for name, _, outcome in heard.moves if outcome is not None}
     assert codes == {
         "exits": 7,
         "says": 1,
@@ -151,13 +150,6 @@ def test_ends_are_told_as_they_are(tmp_path: Path, is_preloaded: bool) -> None:
     for name in ("fails", "interrupted"):
         assert "preload.py" not in event.log(name)
         assert "supervise.py" not in event.log(name)
-
-
-def event_code(event: Preloading, name: str) -> int | None:
-    """Return the return code of a submission's only attempt."""
-    with event.opened() as opened:
-        (attempt,) = opened.store.attempts(name)
-    return attempt.returncode
 
 
 def test_code_of_participants_is_imported_in_their_own_process_alone(event: Preloading) -> None:
@@ -198,7 +190,7 @@ def test_a_package_that_starts_threads_is_left_to_the_submissions(event: Preload
             "busy starts threads",
         ),
         ("import os\nif not os.environ.get('RAMP_CLOUD_RUN'): raise ValueError('not here')", "ValueError: not here"),
-        ("import os\nif not os.environ.get('RAMP_CLOUD_RUN'): os._exit(1)", "ended 3 times in a row"),
+        ("import os\nif not os.environ.get('RAMP_CLOUD_RUN'): os._exit(1)", "the preloader ended 3 times in a row"),
     ],
     ids=["threads", "fails", "dies"],
 )
@@ -217,7 +209,7 @@ def test_where_ramp_test_itself_cannot_be_preloaded_each_training_imports_and_th
     assert not seen(event, "a")["preloaded"]
 
 
-# -- the keeper ----------------------------------------------------------------------------------------------------------
+# -- the keeper --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -306,13 +298,11 @@ def test_many_threads_ask_at_a_time(keeper: PreloadKeeper, tmp_path: Path) -> No
 
 def test_a_killed_dispatcher_takes_its_preloader_along_and_trainings_go_on(event: Preloading) -> None:
     go = event.folder / "go"
-    event.add(
-        "a",
-        f"import os, time\nopen({str(event.folder / 'began')!r}, 'w')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)",
-    )
+    waits = f"while not os.path.exists({str(go)!r}): time.sleep(0.02)"
+    event.add("a", f"import os, time\nopen({str(event.folder / 'began')!r}, 'w')\n{waits}")
     first = start(event)
     until((event.folder / "began").exists)
-    (preloader,) = set(event.imports("heavy")) & {process.pid for process in psutil.process_iter()}
+    (preloader,) = processes_with(preload.__file__, str(event.kit))
     first.kill()
     first.communicate()
     until(lambda: not psutil.pid_exists(preloader))
@@ -325,5 +315,14 @@ def test_a_killed_dispatcher_takes_its_preloader_along_and_trainings_go_on(event
     assert second.returncode == 0, output
     assert event.records()["a"].state is State.SCORED
     assert event.records()["a"].attempts == 1
-    with contextlib.suppress(psutil.Error):
-        assert not [each for each in psutil.process_iter() if str(event.folder) in " ".join(each.cmdline())]
+    assert processes_with(preload.__file__, str(event.kit)) == []
+
+
+def processes_with(*words: str) -> list[int]:
+    """Return the processes that have words on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if set(words) <= set(process.cmdline()):
+                found.append(process.pid)
+    return found
