@@ -195,8 +195,9 @@ def _stand_in(pid: int, told: int) -> None:
         os.waitpid(pid, 0)
         raise FenceError(why.decode("utf-8", "replace"))
     try:
+        signal.set_wakeup_fd(-1)
         _close_all_but(told)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         _, status = os.waitpid(pid, 0)
         # What is first in a pid namespace cannot die by a signal of its own; so the true status comes by the pipe.
@@ -217,9 +218,10 @@ def _stand_in(pid: int, told: int) -> None:
 def _be_first(child: int, told: int) -> None:
     """Be the first process of the namespace: collect whoever ends; end, with all that is left, when the child does."""
     try:
+        signal.set_wakeup_fd(-1)
         _close_all_but(told)
         for number in range(1, signal.NSIG):
-            if number not in (signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP):
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
                 with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_DFL)  # from within the namespace these then have no effect
         while True:

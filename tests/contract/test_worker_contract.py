@@ -58,6 +58,7 @@ class ProcessBench:
             "time_between_collection": 0.05,
             "max_output_mb": 100,
             "max_log_mb": 1,
+            "fence": False,  # trainings tell how they go by files outside
             "python": str(environment / "python"),
             "ramp_test": str(environment / "ramp-test"),
             **keys(self.event),

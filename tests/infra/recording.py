@@ -252,6 +252,7 @@ def _run_on_a_cluster(config: Path, recorder: Recorder, *, python: Path) -> None
     of_event += ("remote_ramp_kit_folder", "hunger_policy")
     keys = {name: whole[name] for name in of_event if name in whole}
     on_dask = config.with_name("dask.yml")
+    keys["fence"] = False  # the packages of an emulated machine are links to those of this one
     on_dask.write_text(json.dumps({**keys, "worker_type": "dask", "python": str(python), "cluster": cluster}))
     with open_event(on_dask) as event, recorder.by("runner"):
         event.store.rerun("starting_kit")

@@ -88,6 +88,7 @@ class Event(Organiser):
         kept = ("problem_name", "event_name", "data_dir", "submissions_dir", "timeout", "remote_ramp_kit_folder")
         keys = {name: keys[name] for name in kept}
         config = self.folder / "dask.yml"
+        keys["fence"] = False  # the packages of an emulated machine are links to those of this one
         config.write_text(yaml.safe_dump({**keys, "worker_type": "dask", "hunger_policy": "exit", "cluster": cluster}))
         return config
 

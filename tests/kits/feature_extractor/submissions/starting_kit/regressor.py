@@ -1,0 +1,5 @@
+from sklearn.linear_model import Ridge
+
+
+class Regressor(Ridge):
+    pass
