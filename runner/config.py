@@ -37,7 +37,7 @@ from runner.config_types import (
     Words,
     Zone,
 )
-from runner.config_worker import ProcessSection, WorkerSection
+from runner.config_worker import FencedSection, ProcessSection, WorkerSection
 
 ENTRY_POINT_GROUP = "ramp_cloud.workers"
 
@@ -69,7 +69,7 @@ class RampSection(Section):
     )
 
 
-class LocalSection(ProcessSection):
+class LocalSection(FencedSection):
     """Keys of ``worker_type: local``: processes of this machine."""
 
     worker_type: Literal["local"] = Field(description="Runs submissions as processes of this machine.")
@@ -78,7 +78,7 @@ class LocalSection(ProcessSection):
     )
 
 
-class CondaSection(ProcessSection):
+class CondaSection(FencedSection):
     """Keys of ``worker_type: conda``: processes of this machine in a conda environment."""
 
     worker_type: Literal["conda"] = Field(description="Runs submissions in a conda environment of this machine.")

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from runner.config_cluster import ClusterSection
 from runner.config_types import FilePath, RemoteFolder, Section, Words, shaped
-from runner.config_worker import ProcessSection
+from runner.config_worker import FencedSection
 
 SCHEDULER_PORT = 8786  # Dask's own default
 LOCAL = "local"
@@ -64,7 +64,7 @@ class TlsFiles(Section):
     key: FilePath = Field(description="Private key of that certificate, readable by you alone.")
 
 
-class DaskSection(ProcessSection):
+class DaskSection(FencedSection):
     """Keys of ``worker_type: dask``. Those that the predecessor had mean what they meant there."""
 
     one_of = (("dask_scheduler", "cluster"),)

@@ -46,6 +46,11 @@ class ProcessSection(WorkerSection):
     max_log_mb: float = Field(
         20, ge=0.1, allow_inf_nan=False, description="A longer log (MB) loses its middle; head and tail are kept."
     )
+
+
+class FencedSection(ProcessSection):
+    """Keys of workers whose trainings share a machine with other things, and are started from a preloader."""
+
     preload: bool = Field(
         default=True,
         description="Start submissions from a process that has imported the kit's packages already. Linux; elsewhere, "

@@ -138,15 +138,18 @@ class Memory:
         """Have ``ps`` show a command line."""
         _overwrite(self._arguments, b"".join(os.fsencode(word) + b"\0" for word in words))
 
-    def show_mark(self, run: str) -> None:
-        """Have the system show the run's mark as the environment. Only once nothing points at the old one any more."""
-        _overwrite(self._environment, f"{RUN_VARIABLE}={run}\0".encode())
+    def show_environment(self, env: dict[str, str]) -> None:
+        """Have the system show an environment, the run's mark first, once nothing points at the old one any more."""
+        names = sorted(env, key=lambda name: name != RUN_VARIABLE)
+        _overwrite(self._environment, b"".join(os.fsencode(f"{name}={env[name]}") + b"\0" for name in names))
 
 
 def _overwrite(area: tuple[int, int], text: bytes) -> None:
+    """Put as much of a text as there is room for in the place of what is there."""
     start, end = area
-    if start > 0 and len(text) < end - start:
-        ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+    if start > 0:
+        room = end - start
+        ctypes.memmove(start, text[: room - 1].ljust(room, b"\0"), room)
 
 
 class Training:
@@ -206,7 +209,7 @@ class Training:
         os.environ.update(env)
         os.chdir(cwd)
         self._memory.show_command([sys.executable, *command])
-        self._memory.show_mark(env.get(RUN_VARIABLE, ""))
+        self._memory.show_environment(env)
         prepare()
         _seed()
         return run_program(self._code, command)

@@ -87,9 +87,10 @@ class EventFolder:
             "hunger_policy": "exit",
             "n_workers": 2,
             "timeout": 60,
-            "fence": False,  # what tests are about is told by files outside
             **keys,
         }
+        if self.keys["worker_type"] != "aws":
+            self.keys.setdefault("fence", False)  # what tests are about is told by files outside
 
     @property
     def config(self) -> Path:

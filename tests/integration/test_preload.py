@@ -98,7 +98,8 @@ def test_trainings_find_their_packages_imported_and_all_else_as_in_a_process_of_
     assert one["argv"][1] == "--submission=a"
     assert one["path"] == str(Path(ramp_test).parent)
     assert one["command"][1:] == [ramp_test, *one["argv"][1:]]
-    assert one["environ"] == f"{RUN_VARIABLE}={one['variable']}"
+    assert one["environ"].split("\0")[0] == f"{RUN_VARIABLE}={one['variable']}"
+    assert "PATH=" in one["environ"]
     assert one["cwd"] == str(event.kit)
     assert (one["group"], one["nice"], one["core"], one["size"]) == (True, 5, 0, 5_000_000_000)
     assert (one["stdin"], one["handler"], one["chld"], one["wakeup"]) == ("", True, True, -1)
