@@ -36,6 +36,30 @@ def check(context: Context) -> None:
     test(context)
 
 
+@task(
+    help={
+        "submissions": "how many",
+        "workers": "at a time",
+        "rounds": "of all in turn",
+        "only": "contenders, by commas",
+    }
+)
+@front_door
+def bench(
+    context: Context,
+    submissions: int = 60,
+    workers: int = 2,
+    rounds: int = 1,
+    only: str = "",
+    no_bytecode: bool = False,
+) -> None:
+    """Time an event beside a pool of ramp-test and ramp-engine 0.10.1, in turn, on this machine."""
+    bring("dev")
+    words = [f"--submissions={submissions}", f"--workers={workers}", f"--rounds={rounds}"]
+    words += ["--no-bytecode"] * no_bytecode + (["--only", *only.split(",")] if only else [])
+    _run(context, [sys.executable, "benchmarks/compare.py", *words])
+
+
 @task
 @front_door
 def document(_: Context) -> None:

@@ -91,10 +91,10 @@ def run(event: AwsEventFolder, cloud: Cloud) -> tuple[float, dict[str, float]]:
     environment = {**os.environ, **cloud.aws.environment, "PYTHONPYCACHEPREFIX": str(event.folder / "compiled")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     warm_up = "import invoke.main, runner.console, runner.event, runner.workers.aws"
-    subprocess.run([sys.executable, "-c", warm_up], env=environment, cwd=ROOT, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", warm_up], env=environment, cwd=ROOT, check=True)
     begun = time.perf_counter()
     with (event.folder / "output").open("wb") as output:
-        subprocess.run(  # noqa: S603 - an argument list
+        subprocess.run(
             [*command, "--config", str(event.config)],
             stdout=output,
             stderr=output,

@@ -205,9 +205,7 @@ def chart(result: dict[str, Any]) -> str:
     medians = {name: statistics.median(each["seconds"]) for name, each in result["contenders"].items()}
     longest = max(medians.values())
     height = 36 * len(medians) + 16
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="14">'
-    ]
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif">']
     parts.append(f'<rect width="760" height="{height}" fill="white"/>')
     for row, (name, seconds) in enumerate(medians.items()):
         y, width = 12 + 36 * row, max(2, round(440 * seconds / longest))

@@ -136,7 +136,7 @@ def measure(cloud: Cloud, script: str, arguments: Callable[[Cloud], Any]) -> dic
     cloud.renew()
     os.environ.update(cloud.aws.environment)
     began = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - an argument list, never a shell
+    process = subprocess.Popen(
         [sys.executable, "-c", script, json.dumps(arguments(cloud))],
         stdout=subprocess.PIPE,
         text=True,

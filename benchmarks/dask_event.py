@@ -76,10 +76,10 @@ def run(event: EventFolder, submissions: int, seconds: float) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(event.folder / "compiled")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     warm_up = "import invoke.main, runner.console, runner.event, runner.workers.dask"
-    subprocess.run([sys.executable, "-c", warm_up], env=environment, cwd=ROOT, check=True)  # noqa: S603 - our own words
+    subprocess.run([sys.executable, "-c", warm_up], env=environment, cwd=ROOT, check=True)
     begun, load = time.perf_counter(), os.getloadavg()[0]
     with (event.folder / "output").open("wb") as output:
-        subprocess.run(  # noqa: S603 - an argument list
+        subprocess.run(
             [*command, "--config", str(event.config)], stdout=output, stderr=output, check=False, env=environment
         )
     wall = time.perf_counter() - begun
@@ -110,9 +110,7 @@ def bare_seconds(event: EventFolder, seconds: float) -> float:
         command = [str(Path(event.keys["python"]).parent / "ramp-test"), "--submission=s", "--save-output"]
         command += ["--ignore-warning", f"--ramp-kit-dir={event.kit}", f"--ramp-data-dir={event.kit}"]
         begun = time.perf_counter()
-        subprocess.run(  # noqa: S603 - an argument list
-            [*command, f"--ramp-submission-dir={copy.parent}"], stdout=subprocess.DEVNULL, check=True
-        )
+        subprocess.run([*command, f"--ramp-submission-dir={copy.parent}"], stdout=subprocess.DEVNULL, check=True)
         found.append(time.perf_counter() - begun)
     return min(found)
 

@@ -34,12 +34,22 @@ def fill(session, config, kit, submissions):
     session.commit()
 
 
+def adapt_to_numpy():
+    """Have numbers of NumPy 2 written into SQL as numbers; no score of ramp-engine gets into its database otherwise."""
+    import numpy
+    from psycopg2.extensions import AsIs, register_adapter
+
+    for kind in (numpy.float64, numpy.float32, numpy.int64):
+        register_adapter(kind, lambda number: AsIs(repr(number.item())))
+
+
 def main():
     """Run the event."""
+    adapt_to_numpy()
     folder, database, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     os.chdir(folder)  # ramp-engine writes its logs into the folder where it is imported
     from ramp_database.model import Model
-    from ramp_database.tools.submission import get_bagged_scores, get_submission_by_name, get_submissions
+    from ramp_database.tools.submission import get_bagged_scores, get_submission_by_name
     from ramp_database.utils import session_scope, setup_db
     from ramp_engine.dispatcher import Dispatcher
     from ramp_engine.local import CondaEnvWorker
@@ -80,7 +90,6 @@ def main():
     seconds = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_SELF)
     with session_scope(connection) as session:
-        states = {name: state for _, name, _ in get_submissions(session, EVENT, None) for state in [name]}
         names = [path.name for path in sorted((folder / "submissions").iterdir())]
         found = {name: get_submission_by_name(session, EVENT, USER, name) for name in names}
         scores = {
@@ -88,7 +97,6 @@ def main():
             for name, each in found.items()
             if each.state == "scored"
         }
-    del states
     print(
         json.dumps(
             {

@@ -159,6 +159,7 @@ def test_steering_a_running_event(event_folder: Callable[..., EventFolder]) -> N
             text=True,
         )
         assert following.stdout is not None
+        assert "fence: false" in following.stdout.readline()
         assert "Training" in following.stdout.readline()
         assert following.stdout.readline() == "hello\n", "the log can be read while it is written"
         assert answer("cancel", "long", "--config", config)["state"] == "training"
