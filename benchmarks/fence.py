@@ -1,6 +1,6 @@
 """What the fence costs: forks of a process that has imported scikit-learn and pandas, with it and without, in turn.
 
-    python benchmarks/fence.py [ROUNDS]
+python benchmarks/fence.py [ROUNDS]
 """
 
 import gc
