@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from runner import fence
 from runner.config import EventConfig, load_config
 from runner.errors import RampCloudError, UsageError
 from runner.event import Event, open_event
@@ -67,7 +68,8 @@ def examine(
         elif config.worker.worker_type == "dask":
             findings += _dask(keys, bring, launch=launch)
         else:
-            findings.append(check_by("worker", lambda: _prepare(config, keys)))
+            findings.append(check_by("worker", lambda: _prepare(config, {**keys, "preload": False})))
+            findings += _fence(keys)
     return report(config.event_name, findings)
 
 
@@ -128,6 +130,20 @@ def _prepare(config: EventConfig, keys: dict[str, Any]) -> str:
     worker.close_event(prepared)
     found = [str(prepared[key]) for key in ("kit_dir", "data_dir", "ramp_test") if prepared.get(key)]
     return f"{config.worker.worker_type} can run the event: {', '.join(found)}"
+
+
+def _fence(keys: dict[str, Any]) -> list[Finding]:
+    """Tell what trainings on this machine are kept from; nothing for workers that know no fence."""
+    if "fence" not in keys:
+        return []
+    if keys["fence"] is False:
+        return [Finding(name="fence", state=State.WARNING, found=f"submissions are {fence.OPEN}")]
+    why = fence.missing({"writable": [], "readable": [keys["kit_dir"], keys["data_dir"]]})
+    if not why:
+        found = "submissions see the kit, the data and their own folder, and no network"
+        return [Finding(name="fence", state=State.OK, found=found)]
+    state = State.WRONG if keys["fence"] else State.WARNING
+    return [Finding(name="fence", state=state, found=f"this machine cannot have it whole: {why}", next="docs/fence.md")]
 
 
 def _dask(keys: dict[str, Any], bring: Callable[[str], None], *, launch: bool) -> list[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import pytest
 
+from runner import checkup, fence
 from runner.aws.tags import belonging_tags
 from tests.event_folder import EventFolder, settle
 from tests.integration.test_crash import start, wait_for
@@ -308,11 +309,39 @@ def test_doctor_of_an_event_on_this_machine(event_folder: Callable[..., EventFol
         ("config", "ok"),
         ("database", "ok"),
         ("worker", "ok"),
+        ("fence", "warning"),
     ]
+    assert found["checks"][-1]["found"].startswith("submissions are not fenced in (fence: false)")
     shown = invoke("doctor", "--config", str(event.config))
     assert shown.returncode == 0
     assert "Nothing is wrong." in shown.stdout
     assert event.records() == {}, "nothing is enrolled by looking"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fence is for Linux")
+@pytest.mark.parametrize(
+    ("allowed", "wanted", "state"), [(True, None, "ok"), (False, None, "warning"), (False, True, "wrong")]
+)
+def test_doctor_says_whether_the_fence_can_be_whole(
+    event_folder: Callable[..., EventFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: bool,
+    wanted: bool | None,
+    state: str,
+) -> None:
+    if allowed and fence.missing({"writable": [], "readable": []}):
+        pytest.skip("this machine does not allow it")
+    if not allowed:
+        monkeypatch.setattr(fence, "_NEW", -1)  # what no kernel knows
+    event = event_folder(fence=wanted)
+
+    found = checkup.examine(event.config, deployment_dir=None, bring=lambda _: None)
+
+    (check,) = [each for each in found["checks"] if each["name"] == "fence"]
+    assert check["state"] == state
+    assert found["ok"] is (state != "wrong")
+    if not allowed:
+        assert "no new namespaces" in check["found"]
 
 
 def test_doctor_finds_what_is_wrong(event_folder: Callable[..., EventFolder]) -> None:
