@@ -334,7 +334,12 @@ class Runs:
 
 def _note_start(folder: Path, pid: int) -> None:
     # Before anything begins: whatever happens to us from here on, the next worker process knows whom to look for.
-    write_json(folder / _STARTED, {"pid": pid, "created": psutil.Process(pid).create_time()})
+    try:
+        created = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess as error:
+        msg = "the training's supervisor ended before it began"
+        raise ChildProcessError(msg) from error
+    write_json(folder / _STARTED, {"pid": pid, "created": created})
 
 
 async def _end_of(pid: int) -> None:

@@ -144,7 +144,7 @@ class AwsBench(ProcessBench):
             environment.setenv(name, value)
         self._environment = environment
         keys = {**self.event.keys, **cloud.keys, "database": f"sqlite:///{folder / 'store.db'}"}
-        del keys["python"]
+        del keys["python"], keys["fence"]
         config = folder / "aws.yml"
         config.write_text(json.dumps(keys))
         found = {**load_config(config).worker_config(), "event_uid": uuid.uuid4().hex}
