@@ -95,16 +95,17 @@ def _libc_call(name: str, *arguments: Any) -> None:
 def enter(wanted: Mapping[str, Any]) -> None:
     """Return inside the fence: as another process, whose end the calling one waits for and then ends likewise.
 
-    Keys of ``wanted``; paths are absolute, what is not there is passed over:
-    writable    folders that stay writable
-    readable    files and folders that can be read, beside those of the system
+        Keys of ``wanted``; paths are absolute, what is not there is passed over:
+        writable    folders that stay writable
+        readable    files and folders that can be read, beside those of the system
+        hidden      files and folders that look empty where they lie in something readable
     processes   how many processes and threads there may be at a time
-    scratch     bytes that a private /tmp takes
-    memory      bytes that one process may use, or nothing
-    strict      whether the fence must be whole. Otherwise what could not be closed is printed, a line for each thing.
+        scratch     bytes that a private /tmp takes
+        memory      bytes that one process may use, or nothing
+        strict      whether the fence must be whole; otherwise what could not be closed is printed, a line for each thing
 
-    Raises:
-        FenceError: it must be whole and cannot be; nothing has changed.
+        Raises:
+            FenceError: it must be whole and cannot be; nothing has changed.
     """
     try:
         _enter(_Plan(wanted))
@@ -268,6 +269,8 @@ class _Plan:
         for path in ("/", *_OWN):
             binds.pop(path, None)
         self._binds = _without_inner(binds)
+        hidden = {os.path.realpath(path) for path in wanted.get("hidden", ()) if os.path.exists(path)}
+        self._hidden = [path for path in hidden if _is_within(path, list(self._binds))]
 
     def build(self, uid: int, gid: int) -> None:
         """Make it, in new namespaces; and all else that needs rights within them."""
@@ -300,6 +303,7 @@ class _Plan:
         for path in (*_OWN, self._home):
             if not _is_within(path, [place for place in self._binds if place != path]) and path != "/":
                 places.setdefault(path, self._private)
+        places |= {path: self._hide for path in self._hidden}
         places |= {"/proc": self._proc, "/dev": self._devices}
         for path in sorted(places, key=lambda place: place.count("/")):  # outer ones first
             places[path](path)
@@ -318,6 +322,12 @@ class _Plan:
         _make_place(f"/new{path}", is_folder=True)
         mode = "1777" if path != self._home else "700"
         _mount("tmpfs", f"/new{path}", "tmpfs", _NOSUID | _NODEV, f"mode={mode},size={self._scratch}")
+
+    def _hide(self, path: str) -> None:
+        if os.path.isdir(f"/old{path}"):
+            self._private(path)
+        else:
+            _mount("/old/dev/null", f"/new{path}", None, _BIND)
 
     def _proc(self, path: str) -> None:
         _make_place(f"/new{path}", is_folder=True)

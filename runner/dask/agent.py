@@ -209,7 +209,7 @@ class Agent(WorkerPlugin):
         if "fence" in spec:
             spec["fence"] = {
                 **spec["fence"],
-                "readable": [*spec["fence"]["readable"], str(self._kit.kit), str(self._kit.data)],
+                "readable": [*spec["fence"]["readable"], str(self._kit.kit), str(self._kit.data / "data")],
             }
         try:
             await asyncio.to_thread(self._runs.start, run, parcel, orders["submission"], spec)

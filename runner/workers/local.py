@@ -136,9 +136,7 @@ class LocalWorker(BaseWorker):
                 "max_log": self.config["max_log_mb"] * MEGABYTE,
                 "nice": _NICENESS,
                 **fence_orders(
-                    self.config,
-                    writable=[self._copy.parent],
-                    readable=[Path(self.config[key]) for key in ("kit_dir", "data_dir")],
+                    self.config, writable=[self._copy.parent], readable=self._readable(), hidden=self._hidden()
                 ),
             }
             with os.fdopen(os.open(self._folder / supervise.SPEC_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
@@ -147,6 +145,15 @@ class LocalWorker(BaseWorker):
             msg = "the submission could not be prepared for training; it will be tried again"
             raise WorkerError(msg, detail=str(error)) from error
         super().setup()
+
+    def _readable(self) -> list[Path]:
+        return [Path(self.config["kit_dir"]), Path(self.config["data_dir"]) / "data"]
+
+    def _hidden(self) -> list[Path]:
+        """Return what is the organiser's alone, which a kit may hold that lies beside its config.yml."""
+        home = Path(self.config["deployment_dir"])
+        folders = [Path(self.config[key]) for key in ("submissions_dir", "predictions_dir", "logs_dir")]
+        return [*folders, home / "events", home / "config.yml", *home.glob("ramp-cloud.db*")]
 
     def command(self) -> list[str]:
         """Return what runs the submission, as an argument list."""

@@ -251,6 +251,22 @@ def test_what_a_submission_leaves_behind_ends_with_it(fenced: Fenced) -> None:
     ]
 
 
+def test_what_is_the_organisers_is_hidden_where_it_lies_in_the_kit(tmp_path: Path) -> None:
+    if why := fence.missing({"writable": [], "readable": READABLE}):
+        pytest.skip(f"no fence on this machine: {why}")
+    event = EventFolder(tmp_path, kit_dir=".", data_dir=".", fence=True, fence_readable=READABLE)
+    (tmp_path / "data").mkdir()
+    (event.kit / "problem.py").rename(tmp_path / "problem.py")
+    files = "{p: len(open(p, 'rb').read()) for p in ('problem.py', 'config.yml', 'ramp-cloud.db')}"
+    event.add("a", f"import os; print('SEES', {files}, os.listdir({str(event.submissions)!r}), os.listdir('data'))")
+
+    event.run()
+
+    said = (tmp_path / "events/toy_event/logs/a/log").read_text()
+    size = (tmp_path / "problem.py").stat().st_size
+    assert f"SEES {{'problem.py': {size}, 'config.yml': 0, 'ramp-cloud.db': 0}} [] []" in said
+
+
 def test_without_a_fence_the_log_says_what_is_open(tmp_path: Path) -> None:
     event = EventFolder(tmp_path, fence=False)
     event.add("a")
