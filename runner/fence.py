@@ -95,17 +95,17 @@ def _libc_call(name: str, *arguments: Any) -> None:
 def enter(wanted: Mapping[str, Any]) -> None:
     """Return inside the fence: as another process, whose end the calling one waits for and then ends likewise.
 
-        Keys of ``wanted``; paths are absolute, what is not there is passed over:
-        writable    folders that stay writable
-        readable    files and folders that can be read, beside those of the system
-        hidden      files and folders that look empty where they lie in something readable
+    Keys of ``wanted``; paths are absolute, what is not there is passed over:
+    writable    folders that stay writable
+    readable    files and folders that can be read, beside those of the system
+    hidden      files and folders that look empty where they lie in something readable
     processes   how many processes and threads there may be at a time
-        scratch     bytes that a private /tmp takes
-        memory      bytes that one process may use, or nothing
-        strict      whether the fence must be whole; otherwise what could not be closed is printed, a line for each thing
+    scratch     bytes that a private /tmp takes
+    memory      bytes that one process may use, or nothing
+    strict      whether the fence must be whole; otherwise what could not be closed is printed, a line each
 
-        Raises:
-            FenceError: it must be whole and cannot be; nothing has changed.
+    Raises:
+        FenceError: it must be whole and cannot be; nothing has changed.
     """
     try:
         _enter(_Plan(wanted))
