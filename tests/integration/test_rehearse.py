@@ -59,7 +59,8 @@ def on_aws(event: EventFolder, **keys: Any) -> EventFolder:
         "n_workers": 3,
         **keys,
     }
-    event.keys.pop("python", None)
+    for key in ("python", "fence"):
+        event.keys.pop(key, None)
     return event
 
 
